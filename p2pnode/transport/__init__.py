@@ -1,0 +1,1 @@
+"""How bytes travel between peers: one interface, real (hivemind) and in memory."""

@@ -1,0 +1,109 @@
+"""The transport interface: authenticated peers, capped frames, a DHT. No trust beyond "these bytes came from that key".
+
+Two implementations, `hivemind.HivemindTransport` and `memory.MemoryTransport`, pass one conformance suite
+(`tests/conformance/test_transport.py`).
+
+Every method is called from one asyncio event loop. Foreign exceptions never leave a transport: they become
+`errors.NetworkError` or a subclass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from p2pnode.identity import PeerId
+
+MAX_FRAME_BYTES: Final = 1 << 20  # of a message in a channel: a chunk with its proof, or a proposal with all its entries
+MAX_CALL_BYTES: Final = 2 << 20  # of a request or a reply
+MAX_RECORD_BYTES: Final = 4096  # of a DHT record's value, envelope included
+MAX_SUBKEYS: Final = 256  # that a reader takes from one DHT key
+
+FrameHandler = Callable[[PeerId, bytes], Awaitable[None]]
+"""(sender, frame): awaited before the next frame of this channel is read, so a slow handler slows its sender."""
+
+CallHandler = Callable[[PeerId, bytes], Awaitable[bytes]]
+"""(sender, request) -> reply. Raising PeerFault refuses: the caller gets NetworkError with the clause's name."""
+
+PeerGoneHandler = Callable[[PeerId], None]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A DHT record that passed the validator: signed by `sender`, unexpired when read."""
+
+    sender: PeerId
+    value: bytes
+    sequence: int
+    issued: float
+    expiration: float
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Payload bytes since start, over channels and calls; the DHT's own upkeep is not counted."""
+
+    sent: int
+    received: int
+
+
+class Transport(Protocol):
+    """One node's connection to the swarm."""
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Our own identity; valid before `start`."""
+
+    async def start(self) -> None:
+        """Listen, and connect to the bootstrap addresses if there are any.
+
+        Raises Unreachable when bootstraps were given and none answered within the start deadline, after retries with
+        backoff; IdentityTaken when another process in the swarm uses our identity.
+        """
+
+    async def stop(self) -> None:
+        """Close everything within 5 seconds, whatever peers do. Idempotent. Nothing of ours is left: no process,
+        no socket, no file, no task."""
+
+    def addresses(self) -> Sequence[str]:
+        """Multiaddrs with `/p2p/<peer id>` under which others can reach us, most reachable first."""
+
+    async def connect(self, addresses: Sequence[str]) -> bool:
+        """Try to connect to a peer known by its multiaddrs; whether it worked."""
+
+    async def peers(self) -> Sequence[PeerId]:
+        """Peers with an open connection now."""
+
+    def on_frame(self, channel: str, handler: FrameHandler) -> None:
+        """Receive frames of `channel`. Before or after `start`; once for a channel."""
+
+    async def send(self, peer: PeerId, channel: str, frame: bytes) -> None:
+        """Queue one frame for `peer`: in order within (peer, channel), at most once.
+
+        Waits while the peer's queue is full (its limit is bytes, not frames). Returns when queued, not when read: what
+        was queued is lost if the peer goes away. Raises FrameTooLarge, or Unreachable when the channel can't be opened
+        or broke (the next send tries to open it anew).
+        """
+
+    def on_call(self, method: str, handler: CallHandler) -> None:
+        """Answer `method`. Before or after `start`; once for a method."""
+
+    async def call(self, peer: PeerId, method: str, request: bytes, *, timeout: float) -> bytes:
+        """Ask `peer`. Raises Unreachable (no answer within `timeout` seconds), FrameTooLarge, or NetworkError when the
+        peer refused."""
+
+    def on_peer_gone(self, handler: PeerGoneHandler) -> None:
+        """Called once each time that a peer with whom we had a channel is found to be gone (its connection closed)."""
+
+    async def store(self, key: str, value: bytes, *, lifetime: float) -> bool:
+        """Sign and store `value` in the DHT under (key, our peer id) for `lifetime` seconds; whether anybody took it."""
+
+    async def fetch(self, key: str) -> Mapping[PeerId, Record]:
+        """The valid records under `key`, the highest sequence of each sender, at most MAX_SUBKEYS. Empty if none."""
+
+    def clock_offset(self) -> float:
+        """Seconds to add to our clock to agree with the median of the peers that were asked; 0.0 if unknown."""
+
+    def traffic(self) -> Traffic:
+        """Counters since start."""

@@ -1,0 +1,1 @@
+"""Generated from protocols/*.proto by scripts/make-wire. Never edited."""
