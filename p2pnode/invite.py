@@ -153,11 +153,11 @@ def _split_address(address: str) -> tuple[str, PeerId]:
     """`/ip4/192.0.2.1/tcp/4001/p2p/12D3...` -> (`/ip4/192.0.2.1/tcp/4001`, peer)."""
     host, separator, peer = address.rpartition("/p2p/")
     if len(address) > MAX_ADDRESS_CHARS or not separator or re.fullmatch(r"(/[!-.0-~]+)+", host) is None:
-        raise InviteError(f"not an address with a peer id at its end: {ascii(address[:80])}")
+        raise InviteError(f"not an address with a peer id at its end: {address[:80]!a}")
     try:
         return host, PeerId.from_text(peer)
     except ValueError:
-        raise InviteError(f"not the id of a p2pnode peer: {ascii(peer[:80])}") from None
+        raise InviteError(f"not the id of a p2pnode peer: {peer[:80]!a}") from None
 
 
 def _code_of(pasted: str) -> str:
@@ -173,7 +173,7 @@ def _code_of(pasted: str) -> str:
     code = shown[match.end() :].strip(_WRAPPING).lower()
     wrong = re.search(r"[^a-z2-7]", code)
     if wrong is not None:
-        raise InviteError(f"the invite is damaged ({ascii(wrong[0])} can't be part of one): copy it again")
+        raise InviteError(f"the invite is damaged ({wrong[0]!a} can't be part of one): copy it again")
     return code
 
 

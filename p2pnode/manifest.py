@@ -5,15 +5,25 @@ Nothing in it names code to run: a task is a name that the node has installed.
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
+from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 
 from blake3 import blake3
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from p2pnode.errors import ManifestError
+from p2pnode.identity import PeerId
 
 PROTOCOL_VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 256 * 1024
+MAX_PARAMETERS: Final = 64
+MAX_PARAMETER_CHARS: Final = 500
+MAX_INTEGER: Final = 2**53  # of a parameter: beyond, not every reader of JSON agrees
+MAX_WEIGHT: Final = 1_000_000
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 PeerText = Annotated[str, Field(pattern=r"^12D3KooW[1-9A-HJ-NP-Za-km-z]{44}$")]
@@ -128,6 +138,30 @@ class RunManifest(Section):
     limits: LimitsSection = LimitsSection()
     deadlines: DeadlinesSection = DeadlinesSection()
 
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        for problem in inconsistencies(self):
+            raise ValueError(problem)
+        return self
+
+    @classmethod
+    def from_canonical(cls, data: bytes) -> RunManifest:
+        """What a peer sent as a manifest: its size is checked first, and it must be the very bytes of `canonical`.
+
+        Raises ManifestError. Whether it is the run that is wanted is for the caller to see: compare `digest`.
+        """
+        if len(data) > MAX_MANIFEST_BYTES:
+            raise ManifestError(f"a manifest of {len(data)} bytes; at most {MAX_MANIFEST_BYTES} are allowed")
+        try:
+            manifest = cls.model_validate_json(data, strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part) for part in first["loc"]) or "manifest"
+            raise ManifestError(f"not a manifest: {where}: {first['msg']}"[:300]) from None
+        if manifest.canonical != data:
+            raise ManifestError("not a manifest in canonical form")
+        return manifest
+
     @cached_property
     def canonical(self) -> bytes:
         """The bytes that are hashed, signed and sent: JSON, keys sorted, no spaces, ASCII."""
@@ -144,3 +178,100 @@ class RunManifest(Section):
     def run_id(self) -> str:
         """`digest` in hexadecimal."""
         return self.digest.hex()
+
+
+def inconsistencies(manifest: RunManifest) -> Iterator[str]:
+    """What fields that are each allowed say wrongly together, as "field: found ..., must be ..."."""
+    yield from _wrong_text(manifest)
+    yield from _wrong_training(manifest.training, private_steps=manifest.privacy.steps)
+    yield from _wrong_privacy(manifest.privacy)
+    yield from _wrong_exchange(manifest.exchange, manifest.training.local_steps)
+    yield from _wrong_roster(manifest.roster, manifest.limits, manifest.author)
+
+
+def _wrong_text(manifest: RunManifest) -> Iterator[str]:
+    if not manifest.name.isprintable() or manifest.name != manifest.name.strip():
+        yield "name: found control characters or spaces at an end, must be printable text"
+    yield from _wrong_peers("author", (manifest.author,))
+    parameters = manifest.task.parameters
+    if len(parameters) > MAX_PARAMETERS:
+        yield f"task.parameters: found {len(parameters)}, at most {MAX_PARAMETERS} are allowed"
+    for name, value in parameters.items():
+        if re.fullmatch(r"[a-z][a-z0-9_]{0,63}", name) is None:
+            yield f"task.parameters: found the name {name[:64]!a}, must be lower-case letters, digits and _"
+        if isinstance(value, str) and not (len(value) <= MAX_PARAMETER_CHARS and value.isprintable()):
+            yield f"task.parameters.{name}: must be printable text of at most {MAX_PARAMETER_CHARS} characters"
+        if isinstance(value, int) and abs(value) > MAX_INTEGER:
+            yield f"task.parameters.{name}: found {value}, must be from -2^53 to 2^53"
+
+
+def _wrong_training(training: TrainingSection, private_steps: int) -> Iterator[str]:
+    if training.optimizer != "sgd" and training.momentum > 0:
+        yield f'training.momentum: found {training.momentum}, must be 0 with optimizer "{training.optimizer}"'
+    if training.schedule != "constant" and not training.target_rounds and not private_steps:
+        yield 'training.target_rounds: found 0, schedule "cosine" needs an end: must be at least 1'
+    if training.target_metric:
+        try:
+            float(re.split("[<>]=", training.target_metric)[1])
+        except ValueError:
+            yield f'training.target_metric: found "{training.target_metric}", must be like accuracy>=0.95'
+    outer = training.outer
+    if outer.optimizer == "plain" and outer.momentum > 0:
+        yield f'training.outer.momentum: found {outer.momentum}, must be 0 with optimizer "plain"'
+    if outer.optimizer == "nesterov" and outer.momentum == 0:
+        yield 'training.outer.momentum: found 0, must be above 0 with optimizer "nesterov"'
+
+
+def _wrong_privacy(privacy: PrivacySection) -> Iterator[str]:
+    needed = ["epsilon", "delta", "clip", "noise_multiplier", "steps"]
+    if privacy.mode == "example":
+        needed.append("sampling_rate")
+    if privacy.mode != "none":
+        for name in needed:
+            if not getattr(privacy, name) > 0:
+                yield f'privacy.{name}: found {getattr(privacy, name)}, must be above 0 with mode "{privacy.mode}"'
+    else:
+        for name in ("noise_multiplier", "sampling_rate", "steps"):
+            if getattr(privacy, name) > 0:
+                yield f'privacy.{name}: found {getattr(privacy, name)}, must be 0 with mode "none"'
+
+
+def _wrong_exchange(exchange: ExchangeSection, local_steps: int) -> Iterator[str]:
+    if exchange.max_rms > exchange.max_abs:
+        yield f"exchange.max_rms: found {exchange.max_rms}, must be at most max_abs ({exchange.max_abs})"
+    rows = exchange.weights
+    for steps, weight in rows:
+        if steps < 1 or not 1 <= weight <= MAX_WEIGHT:
+            yield f"exchange.weights: found [{steps}, {weight}], must be from 1, and weights up to {MAX_WEIGHT}"
+    if any(later[0] <= row[0] or later[1] < row[1] for row, later in itertools.pairwise(rows)):
+        yield f"exchange.weights: found {[list(row) for row in rows]}, must be in ascending order"
+    if rows[0][0] > local_steps:
+        yield f"exchange.weights: the first row asks for {rows[0][0]} steps, must be at most {local_steps}"
+
+
+def _wrong_roster(roster: RosterSection, limits: LimitsSection, author: str) -> Iterator[str]:
+    yield from _wrong_peers("roster.peers", roster.peers)
+    yield from _wrong_peers("roster.anchors", roster.anchors)
+    if len(roster.anchors) > limits.voters:
+        yield f"roster.anchors: found {len(roster.anchors)}, must be at most limits.voters ({limits.voters})"
+    if limits.voters > limits.contributors:
+        yield f"limits.voters: found {limits.voters}, must be at most limits.contributors ({limits.contributors})"
+    if roster.admission == "list" and not roster.peers:
+        yield 'roster.peers: found none, must name at least one with admission "list"'
+    if roster.admission == "open" and roster.peers:
+        yield f'roster.peers: found {len(roster.peers)}, must be empty with admission "open"'
+    if roster.admission == "list":
+        first = roster.anchors or (author,)  # who votes on the first round
+        for peer in first:
+            if peer not in roster.peers:
+                yield f"roster.peers: {peer} is missing, must hold {'the anchors' if roster.anchors else 'the author'}"
+
+
+def _wrong_peers(where: str, peers: tuple[str, ...]) -> Iterator[str]:
+    if len(set(peers)) != len(peers):
+        yield f"{where}: found a peer twice, must name each once"
+    for peer in peers:
+        try:
+            PeerId.from_text(peer)
+        except ValueError:
+            yield f'{where}: found "{peer}", must be a peer id (12D3KooW...)'
