@@ -17,7 +17,7 @@ from p2pnode.invite import Invite
 
 DEFAULT_TASK: Final = "digits"
 DEFAULT_LISTEN: Final = ("/ip4/0.0.0.0/tcp/0",)
-MAX_SHARES: Final = 1_000_000
+MAX_SHARES: Final = 100_000
 MAX_THREADS: Final = 1024
 MAX_NAME: Final = 100
 MAX_DURATION: Final = 366 * 86_400.0
@@ -29,13 +29,13 @@ ScreenKind = Literal["auto", "full", "plain", "json"]
 
 @dataclass(frozen=True)
 class Share:
-    """The part of a data set that this node holds: part `index` (1 .. count) of `count`."""
+    """The part of a data set that this node holds: part `number` (1 .. count) of `count`."""
 
-    index: int
+    number: int
     count: int
 
     def __str__(self) -> str:
-        return f"{self.index}/{self.count}"
+        return f"{self.number}/{self.count}"
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,6 @@ class RunChoice:
             for option, given in (
                 ("--task", self.task is not None),
                 ("--name", self.name is not None),
-                ("--unsafe-no-privacy", self.unsafe_no_privacy),
             ):
                 if given:
                     raise UsageError(f"{option} and --manifest were both given: the manifest says it already")
@@ -135,12 +134,12 @@ def parse_share(text: str) -> Share:
     match = re.fullmatch(r"\s*([0-9]{1,9})\s*/\s*([0-9]{1,9})\s*", text)
     if match is None:
         raise UsageError(f"found {_quoted(text)}, a share is written K/N, such as 2/4")
-    index, count = int(match[1]), int(match[2])
+    number, count = int(match[1]), int(match[2])
     if not 1 <= count <= MAX_SHARES:
         raise UsageError(f"found {_quoted(text)}, N must be from 1 to {MAX_SHARES}")
-    if not 1 <= index <= count:
+    if not 1 <= number <= count:
         raise UsageError(f"found {_quoted(text)}, K must be from 1 to N")
-    return Share(index, count)
+    return Share(number, count)
 
 
 def parse_goal(text: str) -> Goal:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from typing import Any, Final, TextIO
 
@@ -46,6 +47,9 @@ class FullScreen(Screen):
     def __init__(self, stream: TextIO, clocks: Clocks | None = None) -> None:
         super().__init__(stream, clocks)
         self._view = RunView(began=self._clocks.monotonic())
+        # rich draws in its own thread, holding rich's lock, and what we print takes that lock too: so nothing of rich
+        # is ever called while this one is held.
+        self._view_lock = threading.Lock()
         self._console = Console(file=_Unbreakable(stream), highlight=False, emoji=False, markup=False)  # type: ignore[arg-type]
         self._live = Live(
             get_renderable=self._draw,
@@ -57,7 +61,8 @@ class FullScreen(Screen):
         self._guarded(self._live.start)
 
     def _show(self, event: str, fields: Mapping[str, Any]) -> None:
-        self._view.apply(event, fields, self._clocks.monotonic())
+        with self._view_lock:
+            self._view.apply(event, fields, self._clocks.monotonic())
         if event == "started":
             if fields.get("privacy") == "none":
                 self._console.print(Text("\n".join(banner_lines()), style="bold white on red"))
@@ -74,8 +79,8 @@ class FullScreen(Screen):
         super()._finish()
 
     def _draw(self) -> RenderableType:
-        # Called by rich's own thread: a picture that fails must not end that thread.
-        with self._lock:
+        # A picture that fails must not end rich's thread.
+        with self._view_lock:
             try:
                 return draw(self._view, self._clocks.monotonic())
             except Exception as error:
