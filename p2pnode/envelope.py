@@ -70,7 +70,8 @@ def _prefixed(part: bytes) -> bytes:
 
 def envelope_digest(sender: PeerId, payload_type: str, payload: bytes) -> bytes:
     """What names an envelope: 32 bytes, over all but the signature (so a second valid signature changes nothing)."""
-    return blake3(_prefixed(b"p2pnode.digest.1") + _prefixed(sender.key) + _signed_digest(payload_type, payload)).digest()
+    parts = (b"p2pnode.digest.1", sender.key, _signed_digest(payload_type, payload))
+    return blake3(b"".join(_prefixed(part) for part in parts)).digest()
 
 
 def _signed_digest(payload_type: str, payload: bytes) -> bytes:

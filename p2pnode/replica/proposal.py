@@ -1,0 +1,295 @@
+"""What a proposal says, checked: who is in the group, who reduces which part, and what the round commits about peers.
+
+Used both by a round in progress and by whoever follows the chain later, so that both apply the same rules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Final
+
+from blake3 import blake3
+
+from p2pnode.envelope import DIGEST_BYTES, Signed
+from p2pnode.identity import KEY_BYTES, PeerId
+from p2pnode.manifest import RunManifest
+from p2pnode.messages import CLOSING, ENTRY, LEAVE, PROPOSAL, SlotBase, check_slot, reject
+from p2pnode.replica.roster import CommittedRound, Roster, quorum_of
+from p2pnode.wire.round_pb2 import Closing, Proposal, RoundEntry
+
+UNIT_VALUES: Final = 64  # parts start and stop at multiples of this, for blockwise codecs
+MAX_BANDWIDTH: Final = 1 << 40  # bytes a second; also keeps the partition's integers small
+MAX_DEADLINE_MS: Final = 86_400_000
+_ORDER: Final = b"p2pnode.convener.1\0"
+_NEWCOMER: Final = b"p2pnode.newcomer.1\0"
+
+
+def _order(prefix: bytes, base: SlotBase, peer: PeerId) -> bytes:
+    return blake3(prefix + base.run + base.round.to_bytes(8, "big") + base.parent + peer.key).digest()
+
+
+def convener_of(roster: Roster, base: SlotBase, attempt: int) -> PeerId:
+    """The roster member that convenes `attempt`: they rotate in the order of BLAKE3(run, round, parent, peer)."""
+    order = sorted(roster.members, key=lambda peer: _order(_ORDER, base, peer))
+    return order[attempt % len(order)]
+
+
+def newcomer_order(base: SlotBase, peer: PeerId) -> bytes:
+    """Sort key in which unknown contributors are admitted; nobody can choose it long before the round."""
+    return _order(_NEWCOMER, base, peer)
+
+
+@dataclass(frozen=True)
+class PartRange:
+    """One reducer's part: values [start, stop)."""
+
+    index: int
+    reducer: PeerId
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+def partition(values: int, bandwidths: dict[PeerId, int]) -> tuple[PartRange, ...]:
+    """Cut `values` into one part for each reducer, in proportion to bandwidth, none over 2/n of the whole.
+
+    Integers only. Reducers in ascending order; parts in whole units of UNIT_VALUES (but the last); a reducer that would
+    get none has no part. What the cap cuts off is shared out among the others again, largest remainder first.
+    """
+    reducers = sorted(bandwidths)
+    units = -(-values // UNIT_VALUES)
+    cap = max(1, -(-2 * units // len(reducers)))
+    share = dict.fromkeys(reducers, 0)
+    open_ones = list(reducers)
+    left = units
+    while left and open_ones:
+        weights = {peer: max(1, min(bandwidths[peer], MAX_BANDWIDTH)) for peer in open_ones}
+        total = sum(weights.values())
+        granted = {peer: min(left * weights[peer] // total, cap - share[peer]) for peer in open_ones}
+        if not any(granted.values()):
+            by_remainder = sorted(open_ones, key=lambda peer: (-(left * weights[peer] % total), peer))
+            granted = dict.fromkeys(by_remainder[:left], 1)
+        for peer, grant in granted.items():
+            share[peer] += grant
+            left -= grant
+        open_ones = [peer for peer in open_ones if share[peer] < cap]
+    parts: list[PartRange] = []
+    start = 0
+    for peer in reducers:
+        stop = min(values, start + share[peer] * UNIT_VALUES)
+        if stop > start:
+            parts.append(PartRange(len(parts), peer, start, stop))
+        start = stop
+    return tuple(parts)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A checked proposal. `base_proposal` is what ran (or runs) the exchange: with a relock, the older one."""
+
+    proposal: Signed[Proposal]
+    attempt: int
+    entries: dict[PeerId, Signed[RoundEntry]]
+    contributors: tuple[PeerId, ...]
+    parts: tuple[PartRange, ...]
+    electorate: tuple[PeerId, ...]
+    provisional: bool
+    leaving: tuple[PeerId, ...]
+    base: Group | None
+    closing: Signed[Closing] | None
+
+    @property
+    def digest(self) -> bytes:
+        """The group id."""
+        return self.proposal.digest
+
+    @property
+    def exchange(self) -> Group:
+        """The group whose exchange decides the round's outcome: this one, or with a relock the older one."""
+        return self.base or self
+
+    @property
+    def quorum(self) -> int:
+        """Votes that certify."""
+        return quorum_of(len(self.electorate))
+
+    @cached_property
+    def participants(self) -> tuple[PeerId, ...]:
+        """Everybody with an entry."""
+        return tuple(sorted(self.entries))
+
+    def part_of(self, peer: PeerId) -> PartRange | None:
+        """The part that `peer` reduces."""
+        return next((part for part in self.parts if part.reducer == peer), None)
+
+    def committed(self, base: SlotBase, closing: Closing) -> CommittedRound:
+        """What the round says of peers if `closing`, of this group, is certified."""
+        return CommittedRound(
+            base.round, self.participants, tuple(PeerId(key) for key in closing.counted), self.leaving, self.provisional
+        )
+
+
+def check_group(
+    proposal: Signed[Proposal],
+    base: SlotBase,
+    roster: Roster,
+    manifest: RunManifest,
+    values: int,
+    *,
+    nested: bool = False,
+) -> Group:
+    """Check everything about a proposal that doesn't depend on who looks, or when.
+
+    `values` is the number of parameters. Raises PeerFault (REJECT) or Ignored, with the clauses named here.
+    """
+    message = proposal.message
+    attempt = check_slot(message.slot, base)
+    if proposal.sender != convener_of(roster, base, attempt):
+        raise reject("proposal-convener", f"{proposal.sender} does not convene attempt {attempt}")
+    if any(ms > MAX_DEADLINE_MS for ms in (message.contribute_ms, message.close_ms, message.vote_ms)):
+        raise reject("proposal-deadlines")
+    entries = _check_entries(message, base, attempt, roster, manifest)
+    leaving = _check_leaves(message, base, roster, entries)
+    members = tuple(peer for peer in roster.members if peer in entries)
+    if message.provisional:
+        if not members:
+            raise reject("proposal-quorum", "no roster member is listed")
+        electorate = members
+    else:
+        if len(members) < roster.quorum:
+            raise reject("proposal-quorum", f"{len(members)} roster members listed, {roster.quorum} needed")
+        electorate = roster.members
+    contributors = tuple(peer for peer, entry in sorted(entries.items()) if entry.message.contributes)
+    older, closing = _check_relock(message, base, roster, manifest, values, entries, attempt, nested=nested)
+    if older is not None:
+        if message.parts:
+            raise reject("proposal-partition", "a relock has no parts of its own")
+        parts: tuple[PartRange, ...] = ()
+    else:
+        if not contributors:
+            raise reject("proposal-contributors", "nobody contributes")
+        parts = partition(values, {peer: int(entries[peer].message.bandwidth) for peer in members})
+        stated = [(part.reducer, int(part.start), int(part.stop)) for part in message.parts]
+        if stated != [(part.reducer.key, part.start, part.stop) for part in parts]:
+            raise reject("proposal-partition", "not what the entries' bandwidths give")
+    return Group(
+        proposal, attempt, entries, contributors, parts, electorate, message.provisional, leaving, older, closing
+    )
+
+
+def _check_entries(
+    message: Proposal, base: SlotBase, attempt: int, roster: Roster, manifest: RunManifest
+) -> dict[PeerId, Signed[RoundEntry]]:
+    limits = manifest.limits
+    if not 1 <= len(message.entries) <= limits.contributors + limits.voters:
+        raise reject("proposal-contributors", f"{len(message.entries)} entries")
+    entries: dict[PeerId, Signed[RoundEntry]] = {}
+    last: PeerId | None = None
+    for raw in message.entries:
+        entry = ENTRY.open(raw)
+        if last is not None and entry.sender <= last:
+            raise reject("proposal-entries-order")
+        if check_slot(entry.message.slot, base) != attempt:
+            raise reject("proposal-entry-attempt")
+        check_entry(entry, roster, manifest)
+        entries[entry.sender] = entry
+        last = entry.sender
+    if sum(peer not in roster.known for peer in entries) > limits.newcomers:
+        raise reject("proposal-newcomers", f"over {limits.newcomers}")
+    if sum(entry.message.contributes for entry in entries.values()) > limits.contributors:
+        raise reject("proposal-contributors", f"over {limits.contributors}")
+    return entries
+
+
+def check_entry(entry: Signed[RoundEntry], roster: Roster, manifest: RunManifest) -> None:
+    """Check an entry but for its slot. REJECT entry-form, entry-lock, entry-admission, entry-idle."""
+    message = entry.message
+    lengths = [message.nonce_digest, message.exchange_key, *message.evidence]
+    if any(len(field) != DIGEST_BYTES for field in lengths) or len(message.evidence) > 8:
+        raise reject("entry-form")
+    if message.HasField("lock"):
+        lock = message.lock
+        if len(lock.closing) != DIGEST_BYTES or len(lock.state_digest) != DIGEST_BYTES:
+            raise reject("entry-lock", "malformed")
+        if lock.attempt >= message.slot.attempt:
+            raise reject("entry-lock", "of this attempt or a later one")
+        if entry.sender not in roster:
+            raise reject("entry-lock", "only roster members vote")
+    admitted = manifest.roster.admission == "open" or entry.sender.text in manifest.roster.peers
+    if not admitted and entry.sender not in roster and entry.sender.text != manifest.author:
+        raise reject("entry-admission", f"{entry.sender} is not on the run's list")
+    if not message.contributes and entry.sender not in roster:
+        raise reject("entry-idle", "only a roster member may enter without contributing")
+
+
+def _check_leaves(
+    message: Proposal, base: SlotBase, roster: Roster, entries: dict[PeerId, Signed[RoundEntry]]
+) -> tuple[PeerId, ...]:
+    if len(message.leaves) > len(roster.entries):
+        raise reject("proposal-leaves")
+    leaving = {peer for peer, entry in entries.items() if entry.message.leaving}
+    last: PeerId | None = None
+    for raw in message.leaves:
+        leave = LEAVE.open(raw)
+        if leave.message.run != base.run or (last is not None and leave.sender <= last):
+            raise reject("proposal-leaves")
+        known = roster.entry(leave.sender)
+        # A peer that came back after its leave is not thrown out by a replay of it.
+        if known is None or not known.last_seen <= leave.message.round < base.round:
+            raise reject("proposal-leaves", "of a stranger, or outdated")
+        leaving.add(leave.sender)
+        last = leave.sender
+    return tuple(sorted(leaving))
+
+
+def _check_relock(
+    message: Proposal,
+    base: SlotBase,
+    roster: Roster,
+    manifest: RunManifest,
+    values: int,
+    entries: dict[PeerId, Signed[RoundEntry]],
+    attempt: int,
+    *,
+    nested: bool,
+) -> tuple[Group | None, Signed[Closing] | None]:
+    """The lock rule: the highest lock among the entries is proposed again, and nothing else is."""
+    locks = [entry.message.lock for entry in entries.values() if entry.message.HasField("lock")]
+    if not message.HasField("relock"):
+        if locks:
+            raise reject("proposal-lock", "entries hold a lock that is not proposed again")
+        return None, None
+    if nested:
+        raise reject("proposal-lock", "an exchange can't itself be a relock")
+    if not locks:
+        raise reject("proposal-lock", "no entry holds a lock")
+    highest = max(lock.attempt for lock in locks)
+    closing = CLOSING.open(message.relock.closing)
+    if closing.digest not in {lock.closing for lock in locks if lock.attempt == highest}:
+        raise reject("proposal-lock", "not the lock of the highest attempt")
+    older = check_group(PROPOSAL.open(message.relock.proposal), base, roster, manifest, values, nested=True)
+    if older.attempt > highest or older.attempt >= attempt:
+        raise reject("proposal-lock", "a Closing of a later attempt")
+    check_closing(closing, older, base)
+    return older, closing
+
+
+def check_closing(closing: Signed[Closing], group: Group, base: SlotBase) -> None:
+    """Check a Closing against its group. REJECT closing-attempt, closing-convener, closing-group, closing-form."""
+    message = closing.message
+    if check_slot(message.slot, base) != group.attempt:
+        raise reject("closing-attempt")
+    if closing.sender != group.proposal.sender:
+        raise reject("closing-convener")
+    if message.group != group.digest:
+        raise reject("closing-group")
+    if len(message.outputs) != len(group.parts) or any(len(digest) != DIGEST_BYTES for digest in message.outputs):
+        raise reject("closing-form", "one output a part")
+    counted = list(message.counted)
+    if counted != sorted(set(counted)) or any(
+        len(key) != KEY_BYTES or PeerId(key) not in group.contributors for key in counted
+    ):
+        raise reject("closing-form", "counted peers are contributors, ascending")

@@ -1,0 +1,207 @@
+"""The round in progress: all that one node knows of it. Replaced whole when the round is certified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+
+from p2pnode.identity import PeerId
+from p2pnode.messages import CLOSING, OUTPUT, PROPOSAL, SlotBase
+from p2pnode.replica.chain import Certified, Link, check_outputs
+from p2pnode.replica.proposal import Group, check_group
+from p2pnode.replica.state import GlobalState
+from p2pnode.round.ballot import Ballot
+from p2pnode.round.contribution import Update
+from p2pnode.round.gathering import Gathering
+from p2pnode.round.group_exchange import GroupExchange
+from p2pnode.round.output import Output
+from p2pnode.round.rules import Rules
+from p2pnode.wire.journal_pb2 import LockRecord, PromiseRecord, UpdateRecord
+from p2pnode.wire.round_pb2 import Mechanism
+
+KEPT_GROUPS: Final = 6
+EARLY_FRAMES: Final = 512
+EARLY_BYTES: Final = 1 << 20  # on top of two encoded states
+
+
+@dataclass(frozen=True)
+class Durable:
+    """What was on disk when the node started: the last `Persist` of each name, if any."""
+
+    promise: bytes | None = None
+    update: bytes | None = None
+    lock: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Lock:
+    """Our last vote of this round."""
+
+    attempt: int
+    closing: bytes
+    state_digest: bytes
+
+
+@dataclass
+class Early:
+    """Frames that came before what they need (a proposal, or our own certificate), bounded in number and bytes."""
+
+    most_bytes: int
+    frames: list[tuple[PeerId, bytes]] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, sender: PeerId, data: bytes) -> None:
+        """Keep a frame if there is room."""
+        if len(self.frames) < EARLY_FRAMES and self.size + len(data) <= self.most_bytes:
+            self.frames.append((sender, data))
+            self.size += len(data)
+
+    def take(self) -> list[tuple[PeerId, bytes]]:
+        """All frames, in order; none are kept."""
+        frames, self.frames, self.size = self.frames, [], 0
+        return frames
+
+
+@dataclass
+class Progress:
+    """One round, from the moment that its parent is certified."""
+
+    rules: Rules
+    me: PeerId
+    base: SlotBase
+    link: Link
+    started: float
+    gathering: Gathering = field(default_factory=Gathering)
+    ballot: Ballot = field(default_factory=Ballot)
+    groups: dict[bytes, Group] = field(default_factory=dict)
+    exchanges: dict[bytes, GroupExchange] = field(default_factory=dict)
+    shadows: dict[bytes, GlobalState | None] = field(default_factory=dict)  # by Closing digest; None: not finite
+    offer: Update | None = None
+    offered: bool = False
+    attempt: int = -1  # of our last entry
+    entered_at: float = 0.0
+    quorum_at: float | None = None
+    resend_at: float = 0.0
+    group: Group | None = None  # whose proposal we act on
+    group_at: float = 0.0
+    too_early: Group | None = None  # a provisional proposal that our clock does not allow yet
+    promised: int = -1
+    sealed: int = -1  # after a restart: sign nothing but votes up to this attempt
+    lock: Lock | None = None
+    certificate: Certified | None = None  # checked, but its outputs are still missing
+    late: set[PeerId] = field(default_factory=set)  # entered too late for the group: expected in the next round
+    next_want: float = 0.0
+    wants: int = 0
+
+    def exchange_for(self, group: Group) -> GroupExchange:
+        """The exchange that decides `group`'s outcome, made if need be."""
+        group = group.exchange
+        known = self.exchanges.get(group.digest)
+        if known is None:
+            known = self.exchanges[group.digest] = GroupExchange(self.rules, self.base, group, self.me)
+            self.groups.setdefault(group.digest, group)
+        return known
+
+    def forget_old(self) -> None:
+        """Keep the last few groups, and whatever a lock, a certificate or the current group needs."""
+        needed = {group.exchange.digest for group in (self.group, self.too_early) if group is not None}
+        needed |= {group.digest for group in (self.group, self.too_early) if group is not None}
+        if self.certificate is not None:
+            needed.add(self.certificate.group.digest)
+        for digest, exchange in self.exchanges.items():
+            if self.lock is not None and exchange.closing is not None and exchange.closing.digest == self.lock.closing:
+                needed.add(digest)
+        old = sorted((group.attempt, digest) for digest, group in self.groups.items() if digest not in needed)
+        for _, digest in old[: max(0, len(self.groups) - KEPT_GROUPS)]:
+            self.groups.pop(digest)
+            self.exchanges.pop(digest, None)
+
+    def exchange_closed_by(self, closing: bytes) -> GroupExchange | None:
+        """The exchange whose Closing has this digest."""
+        for exchange in self.exchanges.values():
+            if exchange.closing is not None and exchange.closing.digest == closing:
+                return exchange
+        return None
+
+    def output_for(self, header: bytes) -> Output | None:
+        """A complete output by its header's digest."""
+        for exchange in self.exchanges.values():
+            output = exchange.output_for(header)
+            if output is not None and output.complete:
+                return output
+        return None
+
+    def floor(self) -> int:
+        """The lowest attempt that we may still enter."""
+        taken = [self.promised, self.lock.attempt if self.lock else -1, self.group.attempt if self.group else -1]
+        return max(taken) + 1
+
+    def restore(self, durable: Durable) -> None:
+        """Take up what an earlier process of ours had promised, offered and voted in this very round."""
+        mine = (self.base.round, self.base.parent)
+        if durable.promise:
+            promise = PromiseRecord.FromString(durable.promise)
+            if (promise.round, promise.parent) == mine:
+                self.promised = self.sealed = int(promise.attempt)
+        if durable.update:
+            update = UpdateRecord.FromString(durable.update)
+            if (update.round, update.parent) == mine:
+                self.offer = decode_update(update)
+                self.offered = True
+        if durable.lock:
+            lock = LockRecord.FromString(durable.lock)
+            if (lock.round, lock.parent) == mine:
+                self._restore_lock(lock)
+
+    def _restore_lock(self, record: LockRecord) -> None:
+        closing = CLOSING.open(record.closing)
+        manifest = self.rules.manifest
+        group = check_group(PROPOSAL.open(record.proposal), self.base, self.link.roster, manifest, self.rules.values)
+        exchange = self.exchange_for(group)
+        exchange.take_closing(closing)
+        check_outputs(record.headers, closing, group, self.base)
+        for part, header, data in zip(group.parts, record.headers, record.outputs, strict=True):
+            exchange.keep(Output.whole(self.rules, part, OUTPUT.open(header), data))
+        self.lock = Lock(int(record.attempt), closing.digest, record.state_digest)
+        self.promised = max(self.promised, self.lock.attempt)
+
+
+def encode_update(base: SlotBase, update: Update) -> bytes:
+    """The durable form of an update."""
+    return UpdateRecord(
+        round=base.round,
+        parent=base.parent,
+        steps=update.steps,
+        mechanism=update.mechanism.SerializeToString(deterministic=True),
+        values=update.values.astype("<f4").tobytes(),
+    ).SerializeToString()
+
+
+def decode_update(record: UpdateRecord) -> Update:
+    """The reverse of `encode_update`."""
+    values = np.frombuffer(record.values, dtype="<f4").astype(np.float32)
+    return Update(values, int(record.steps), Mechanism.FromString(record.mechanism))
+
+
+def encode_lock(base: SlotBase, attempt: int, state_digest: bytes, exchange: GroupExchange) -> bytes:
+    """The durable form of a vote for `exchange`'s Closing."""
+    outputs = [exchange.outputs[part.index] for part in exchange.group.parts]
+    closing = exchange.closing
+    return LockRecord(
+        round=base.round,
+        parent=base.parent,
+        attempt=attempt,
+        state_digest=state_digest,
+        proposal=exchange.group.proposal.raw,
+        closing=closing.raw if closing is not None else b"",
+        headers=[output.header.raw for output in outputs],
+        outputs=[bytes(output.data) for output in outputs],
+    ).SerializeToString()
+
+
+def others(peers: Iterable[PeerId], me: PeerId) -> tuple[PeerId, ...]:
+    """`peers` without ourselves, ascending."""
+    return tuple(sorted(set(peers) - {me}))
