@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO
 
-from p2pnode.errors import HomeInUse, StorageError, UsageError
+from p2pnode.errors import HomeInUse, MachineError, StorageError, UsageError
 
 
 def default_home() -> Path:
@@ -100,11 +100,11 @@ class Home:
         write_atomically(self.path / "current", run_id.encode() + b"\n")
 
     def current(self) -> RunFiles:
-        """The run that was joined last. UsageError if there is none in this home."""
+        """The run that was joined last. MachineError if there is none in this home."""
         try:
             return self.run((self.path / "current").read_text("ascii").strip())
         except (OSError, ValueError):
-            raise UsageError(f"{self.path}: no run was joined from this home yet; `p2pnode join` does") from None
+            raise MachineError(f"{self.path}: no run was joined from this home yet; `p2pnode join` does") from None
 
     def lock(self) -> HomeLock:
         """Take the home for this process. Raises HomeInUse, which names the other process."""
@@ -176,4 +176,16 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        raise StorageError(f"{path}: can't be written ({error.strerror})") from None
+
+
+def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Write `data` to `path`, which must not exist yet (UsageError). StorageError if it can't be done."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+    except FileExistsError:
+        raise UsageError(f"{path}: exists already; choose another name") from None
+    except OSError as error:
         raise StorageError(f"{path}: can't be written ({error.strerror})") from None

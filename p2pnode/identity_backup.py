@@ -16,6 +16,7 @@ import binascii
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Final
 
 from blake3 import blake3
@@ -23,7 +24,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
-from p2pnode.errors import IdentityError, UsageError
+from p2pnode.errors import IdentityError, StorageError, UsageError
 from p2pnode.identity import KEY_BYTES, PeerId, PeerIdentity
 
 TITLE: Final = "p2pnode identity backup 1"
@@ -111,3 +112,25 @@ def _check(body: str) -> str:
 
 def _text(data: bytes) -> str:
     return base64.b64encode(data).decode("ascii")
+
+
+def restore_identity(read: Callable[[], PeerIdentity], path: Path, replace: bool) -> Path | None:
+    """Put the identity that `read` gives in `path`; where the old one is kept now, if there was one.
+
+    Raises IdentityError, before `read` is called, if there is one and `replace` is false; StorageError.
+    """
+    if path.exists() and not replace:
+        raise IdentityError(f"{path}: there is an identity already; --replace keeps it aside and takes the backup's")
+    identity = read()
+    if not path.exists():
+        identity.save(path)
+        return None
+    number = 1
+    while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+        number += 1
+    try:
+        path.rename(aside)
+    except OSError as error:
+        raise StorageError(f"{path}: can't be moved aside ({error.strerror})") from None
+    identity.save(path)
+    return aside

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from p2pnode.errors import StorageError, UsageError
+from p2pnode.errors import MachineError, StorageError, UsageError
 from p2pnode.home import RunFiles, write_atomically
 from p2pnode.manifest import RunManifest
 from p2pnode.manifest_file import dump_manifest, load_manifest
@@ -117,11 +117,12 @@ def read_model(path: Path) -> SavedModel:
 def export_run(files: RunFiles, directory: Path, *, replace: bool = False) -> list[Path]:
     """Copy model, manifest and result of a run to `directory`; what was written.
 
-    Raises UsageError when the run has no model yet, or when a file is there already and `replace` is false; StorageError.
+    Raises MachineError when the run has no model yet, UsageError when a file is there already and `replace` is false,
+    StorageError.
     """
     sources = [path for path in (files.model, files.manifest, files.result) if path.is_file()]
     if files.model not in sources or files.manifest not in sources:
-        raise UsageError(f"{files.directory}: no model here yet; a node writes it when it leaves the run")
+        raise MachineError(f"{files.directory}: no model here yet; a node writes it when it leaves the run")
     targets = [directory / path.name for path in sources]
     taken = [path for path in targets if path.exists()]
     if taken and not replace:

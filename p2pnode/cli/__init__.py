@@ -1,1 +1,1 @@
-"""."""
+"""The command line: click commands that read options, call what does the work, and print errors. No logic."""

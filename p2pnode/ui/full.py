@@ -72,6 +72,7 @@ class FullScreen(Screen):
                 self._console.print(Text(f"\np2pnode join {clean(fields['invite'])}\n"), soft_wrap=True)
 
     def _finish(self) -> None:
+        self._live.transient = not self._view.started  # an error message follows: leave no empty frame above it
         self._live.stop()
         if self._view.rounds or self._view.result:
             for line in ["", *summary_lines(self._view, self._clocks.monotonic()), ""]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Protocol
 
 from p2pnode.ui.text import (
     clean,
@@ -23,17 +23,42 @@ MAX_CLASSES_SHOWN: Final = 20
 def summary_lines(view: RunView, now: float) -> list[str]:
     """What came out and what it cost, as aligned lines of plain text."""
     rows = list(_rows(view, now))
-    width = max(len(label) for label, _ in rows)
     name = clean(view.started.get("run") or "")
     lines = [f'Summary of run "{name}"' if name else "Summary", ""]
-    lines += [f"  {label:<{width}}  {value}" for label, value in rows]
+    lines += _aligned(rows)
     confusion = view.result.get("confusion")
     if confusion is not None:
         lines += ["", *confusion_lines(confusion)]
     return lines
 
 
-def measure_rows(measures: dict[str, Any]) -> list[tuple[str, str]]:
+class Measured(Protocol):
+    """What is shown of an evaluation (`training.task.Evaluation`, which can't be imported here: it needs torch)."""
+
+    @property
+    def measures(self) -> Mapping[str, float]:
+        """By name."""
+
+    @property
+    def examples(self) -> int:
+        """How many it was measured on."""
+
+    @property
+    def confusion(self) -> Any:
+        """[classes, classes] counts, or None."""
+
+
+def evaluation_lines(about: Mapping[str, str], evaluation: Measured, classes: Sequence[str] = ()) -> list[str]:
+    """A model's measures as aligned lines of plain text. about: label -> text, said first."""
+    rows = [(label, clean(text)) for label, text in about.items()]
+    rows += [("examples", str(evaluation.examples)), *measure_rows(evaluation.measures)]
+    lines = _aligned(rows)
+    if evaluation.confusion is not None:
+        lines += ["", *confusion_lines(evaluation.confusion, classes)]
+    return lines
+
+
+def measure_rows(measures: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Label and value of each measure, the usual ones first."""
     return [(measure_label(name), format_measure(name, measures[name])) for name in ordered_measures(measures)]
 
@@ -51,6 +76,11 @@ def confusion_lines(confusion: Sequence[Sequence[int]], classes: Sequence[str] =
     for label, row in zip(labels, rows, strict=True):
         lines.append(f"  {label:>{side}}  " + " ".join(f"{value if value else '.':>{cell}}" for value in row))
     return lines
+
+
+def _aligned(rows: Sequence[tuple[str, str]]) -> list[str]:
+    width = max(len(label) for label, _ in rows)
+    return [f"  {label:<{width}}  {value}" for label, value in rows]
 
 
 def _rows(view: RunView, now: float) -> Iterator[tuple[str, str]]:
