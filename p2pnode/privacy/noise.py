@@ -89,6 +89,11 @@ class NoiseSource:
         """`count` independent N(0, 1) values: float64, CPU."""
         return self.fill(torch.empty(count, dtype=torch.float64))
 
+    def seed(self) -> int:
+        """A 63-bit number to seed an ordinary generator with, for what privacy doesn't rest on (order, first weights)."""
+        with self._lock:
+            return int(self._words(1)[0]) & (2**63 - 1)
+
     def mask(self, count: int, rate: float) -> npt.NDArray[np.bool_]:
         """For each of `count` examples whether it is taken: independent, with chance `rate` (0 to 1), to within 2^-64."""
         if not 0 <= rate <= 1:
