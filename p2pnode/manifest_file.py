@@ -21,6 +21,7 @@ from p2pnode.wire.manifest_pb2 import ManifestSignature
 
 SIGNATURE_TYPE: Final = "manifest"
 MAX_SIGNATURE_BYTES: Final = 64
+MAX_FILE_BYTES: Final = 2 * MAX_MANIFEST_BYTES  # the longest manifest, with room for spaces and comments
 MAX_PROBLEMS: Final = 10  # told at once
 
 
@@ -71,9 +72,12 @@ def build_manifest(data: Mapping[str, Any]) -> RunManifest:
     """A manifest from nested mappings, as TOML gives them. ManifestError with one line for each problem."""
     try:
         text = json.dumps(data, default=_no_json)
-        return RunManifest.model_validate_json(text, strict=True)
+        manifest = RunManifest.model_validate_json(text, strict=True)
     except ValidationError as error:
         raise ManifestError("\n".join(_explain(error, data))) from None
+    if len(manifest.canonical) > MAX_MANIFEST_BYTES:
+        raise ManifestError(f"manifest: {len(manifest.canonical)} bytes, must be at most {MAX_MANIFEST_BYTES}")
+    return manifest
 
 
 def dump_manifest(manifest: RunManifest, signature: bytes | None = None) -> str:
@@ -91,11 +95,11 @@ def dump_manifest(manifest: RunManifest, signature: bytes | None = None) -> str:
 def _read(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            data = file.read(MAX_MANIFEST_BYTES + 1)
+            data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:
         raise ManifestError(f"{path}: can't be read ({error.strerror})") from None
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise ManifestError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, which no manifest is")
+    if len(data) > MAX_FILE_BYTES:
+        raise ManifestError(f"{path}: larger than {MAX_FILE_BYTES} bytes, which no manifest is")
     try:
         return data.decode("utf-8").replace("\r\n", "\n")
     except UnicodeDecodeError:

@@ -16,6 +16,7 @@ from p2pnode.identity import PeerIdentity
 from p2pnode.manifest import MAX_MANIFEST_BYTES, RunManifest
 from p2pnode.manifest_file import (
     COMMENTS,
+    MAX_FILE_BYTES,
     build_manifest,
     dump_manifest,
     load_manifest,
@@ -193,7 +194,7 @@ def test_every_problem_has_its_line_and_names_the_file(tmp_path: Path) -> None:
     [
         (b"name = ", "not valid TOML"),
         (b"\xff\xfe", "not a text file"),
-        (b"#" * (MAX_MANIFEST_BYTES + 1), "larger than"),
+        (b"#" * (MAX_FILE_BYTES + 1), "larger than"),
         (b"a = " + b"[" * 5000, "not valid TOML"),
         (b"signature = 3", "missing"),
     ],
