@@ -78,14 +78,15 @@ WANT_SECONDS: Final = 0.5  # between requests for what is missing
 GRACE_SECONDS: Final = 2.0  # given to a convener beyond the gathering deadline
 KEPT_RECORDS: Final = 16  # rounds whose certificate we answer with
 KEPT_OUTPUTS: Final = 2  # rounds whose outputs we hand out
-WANTS_BEFORE_BEHIND: Final = 6
+WANTS_BEFORE_BEHIND: Final = 4  # requests for a certified round's outputs, all in vain
+FUTURE_BEFORE_BEHIND: Final = 2  # certificates of later rounds in answer to requests for ours
 
 
 @dataclass(frozen=True)
 class Past:
     """A round that we certified: its record, and while it is recent its exchange."""
 
-    certified: Certified
+    record: bytes
     exchange: GroupExchange | None
 
 
@@ -113,7 +114,10 @@ class RoundMachine:
         self._gone: set[PeerId] = set()
         self._hoped: set[PeerId] = set()  # contributors that are expected though not on the roster
         self._past: dict[int, Past] = {}
+        if durable.record:
+            self._past[state.round] = Past(durable.record, None)
         self._waiting = ""
+        self._changed = False
         self._future = Early(EARLY_BYTES)
         self._early = Early(EARLY_BYTES + 2 * 4 * rules.values)
         self._round = self._begin(Link.of(state), now)
@@ -145,11 +149,6 @@ class RoundMachine:
     def gone(self) -> frozenset[PeerId]:
         """Peers that are not waited for."""
         return frozenset(self._gone)
-
-    def record(self, round_number: int) -> Certified | None:
-        """A recent round's certificate."""
-        past = self._past.get(round_number)
-        return past.certified if past else None
 
     # inputs
 
@@ -245,7 +244,7 @@ class RoundMachine:
             case Kind.VOTE:
                 self._round.ballot.add(VOTE.open(payload), self.base, self.state.roster)
             case Kind.CERTIFICATE:
-                self._on_certificate(payload)
+                self._on_certificate(sender, payload, now)
             case Kind.LEAVE:
                 leave = LEAVE.open(payload)
                 if not valid_leave(leave, self.base, self.state.roster):
@@ -260,9 +259,8 @@ class RoundMachine:
         try:
             attempt = check_slot(entry.message.slot, r.base)
         except StaleRound:
-            past = self._past.get(int(entry.message.slot.round))
-            if past is not None and sender == entry.sender:
-                self._send([sender], [frame(Kind.CERTIFICATE, past.certified.record)])
+            if sender == entry.sender:
+                self._send_certificate(sender, int(entry.message.slot.round))
                 self._hoped.add(sender)
             raise
         check_entry(entry, self.state.roster, self.rules.manifest)
@@ -310,12 +308,16 @@ class RoundMachine:
                 return
         raise NotYet("output-chunk-headless")
 
-    def _on_certificate(self, payload: bytes) -> None:
+    def _on_certificate(self, sender: PeerId, payload: bytes, now: float) -> None:
         r = self._round
         record = decode_record(payload)
         if record.header.round < r.base.round:
             raise StaleRound("slot-stale")
         if record.header.round > r.base.round:
+            r.future_certificates += 1
+            if r.future_certificates >= FUTURE_BEFORE_BEHIND:
+                r.future_certificates = 0
+                self._effects.append(Behind((sender,)))
             raise FutureRound("slot-future")
         if record.header.parent != r.base.parent:
             raise Ignored("record-fork")
@@ -330,10 +332,7 @@ class RoundMachine:
 
     def _on_want(self, sender: PeerId, want: Want) -> None:
         if want.kind == Want.CERTIFICATE:
-            past = self._past.get(int(want.round))
-            if past is None:
-                raise Ignored("want-unknown")
-            self._send([sender], [frame(Kind.CERTIFICATE, past.certified.record)])
+            self._send_certificate(sender, int(want.round))
             return
         exchanges = list(self._round.exchanges.values())
         exchanges += [past.exchange for past in self._past.values() if past.exchange is not None]
@@ -355,6 +354,12 @@ class RoundMachine:
                 return
         raise Ignored("want-unknown")
 
+    def _send_certificate(self, peer: PeerId, round_number: int) -> None:
+        """That round's certificate; if we have it no more, our newest, which tells how far the run has got."""
+        past = self._past.get(round_number) or self._past.get(self.state.round)
+        if past is not None and self.state.round >= round_number:
+            self._send([peer], [frame(Kind.CERTIFICATE, past.record)])
+
     def _exchange(self, digest: bytes) -> GroupExchange:
         group = self._round.groups.get(digest)
         if group is None or group.base is not None:
@@ -364,20 +369,21 @@ class RoundMachine:
     # progress
 
     def _advance(self, now: float) -> None:
-        while self._settle(now):
-            pass
-        r = self._round
-        if r.too_early is not None and now >= r.started + self.rules.manifest.roster.provisional_after:
-            group, r.too_early = r.too_early, None
-            if r.group is None or group.attempt > r.group.attempt:
-                self._accept(group, now)
-        if r.group is not None:
-            self._exchange_step(r.group, now)
+        """Do whatever can be done, until nothing changes any more."""
+        self._changed = True
+        while self._changed:
+            self._changed = False
             if self._settle(now):
-                self._advance(now)
-                return
-        if r.offered and r is self._round:
-            self._gather(now)
+                continue
+            r = self._round
+            if r.too_early is not None and now >= r.started + self.rules.manifest.roster.provisional_after:
+                group, r.too_early = r.too_early, None
+                if r.group is None or group.attempt > r.group.attempt:
+                    self._accept(group, now)
+            if r.group is not None:
+                self._exchange_step(r.group, now)
+            if r.offered and not self._changed:
+                self._gather(now)
 
     def _gather(self, now: float) -> None:
         r = self._round
@@ -398,7 +404,7 @@ class RoundMachine:
             self._enter(max(r.floor(), self._seen()), now)
             return
         convener = convener_of(self.state.roster, r.base, r.attempt)
-        if convener != self._me and convener in self._gone:
+        if convener != self._me and convener in self._gone and not self._gone.issuperset(self.state.roster.members):
             self._enter(max(r.attempt + 1, self._seen()), now)
             return
         seen = self._seen()
@@ -475,7 +481,7 @@ class RoundMachine:
             )
         r.gathering.add(ENTRY.seal(self._identity, entry))
         self._send_entry(roster.members)
-        self._gather(now)
+        self._changed = True
 
     def _send_entry(self, peers: Iterable[PeerId]) -> None:
         own = self._round.gathering.at(self._round.attempt).get(self._me)
@@ -539,8 +545,8 @@ class RoundMachine:
                 else:
                     row = contribution.row(part, exchange.commitment)
                     self._effects.append(Send((part.reducer,), row, bulk=True))
+        self._changed = True
         self._replay(self._early, now)
-        self._exchange_step(group, now)
 
     def _may_sign(self, group: Group) -> bool:
         r = self._round
@@ -556,6 +562,7 @@ class RoundMachine:
                 exchange.take_closing(closing)
                 self._send(self._audience(group), [frame(Kind.CLOSING, closing.raw)])
                 r.next_want = now + GRACE_SECONDS
+                self._changed = True
         try:
             if exchange.closed():
                 self._vote(group, exchange)
@@ -581,6 +588,7 @@ class RoundMachine:
         header.root = output_tree(self.rules, exchange.part, data).root
         output = exchange.keep(Output.whole(self.rules, exchange.part, OUTPUT.seal(self._identity, header), data))
         exchange.rows.clear()
+        self._changed = True
         self._effects.append(Send(self._audience(group), output.frames(), bulk=True))
 
     def _vote(self, group: Group, exchange: GroupExchange) -> None:
@@ -599,6 +607,7 @@ class RoundMachine:
             self._identity, Vote(slot=r.base.at(group.attempt), closing=closing.digest, state_digest=state.digest)
         )
         r.ballot.add(vote, r.base, self.state.roster)
+        self._changed = True
         self._send(self._audience(group), [frame(Kind.VOTE, vote.raw)])
 
     def _shadow(self, exchange: GroupExchange) -> GlobalState | None:
@@ -673,16 +682,17 @@ class RoundMachine:
             self._send(r.late - set(certified.group.entries), [frame(Kind.CERTIFICATE, certified.record)])
         outputs = tuple(bytes(exchange.outputs[part.index].data) for part in exchange.group.parts)
         contributed = self._me in certified.link.contributors
-        self._past[r.base.round] = Past(certified, exchange)
+        self._past[r.base.round] = Past(certified.record, exchange)
         for number in list(self._past):
             if number <= r.base.round - KEPT_RECORDS:
                 del self._past[number]
             elif number <= r.base.round - KEPT_OUTPUTS:
-                self._past[number] = Past(self._past[number].certified, None)
+                self._past[number] = Past(self._past[number].record, None)
         self._hoped = (set(certified.link.contributors) | r.late) - {self._me}
         self.state = state
         self._effects.append(Committed(certified, state, contributed, outputs))
         self._round = self._begin(certified.link, now)
+        self._changed = True
         self._replay(self._future, now)
         return True
 
@@ -714,6 +724,10 @@ class RoundMachine:
         holders |= {entry.sender for entry in self._holders(closing.digest if closing else b"")}
         if not holders:
             holders = {exchange.group.proposal.sender} | {part.reducer for part in exchange.group.parts}
+        if r.certificate is not None and now >= r.next_want:
+            r.output_wants += 1
+            if r.output_wants % WANTS_BEFORE_BEHIND == 0:
+                self._effects.append(Behind(others(holders, self._me)))
         for digest in exchange.missing_outputs():
             if not self._want(Want(kind=Want.OUTPUT, digest=digest), sorted(holders), now, keep_turn=True):
                 return
@@ -737,8 +751,6 @@ class RoundMachine:
         peer = able[r.wants % len(able)]
         r.wants += 1
         self._send([peer], [frame(Kind.WANT, want.SerializeToString())])
-        if r.wants % WANTS_BEFORE_BEHIND == 0 and r.certificate is None and want.kind == Want.CERTIFICATE:
-            self._effects.append(Behind(tuple(able)))
         return True
 
     # sending

@@ -29,11 +29,12 @@ EARLY_BYTES: Final = 1 << 20  # on top of two encoded states
 
 @dataclass(frozen=True)
 class Durable:
-    """What was on disk when the node started: the last `Persist` of each name, if any."""
+    """What was on disk when the node started: the last `Persist` of each name, and the last certified round's record."""
 
     promise: bytes | None = None
     update: bytes | None = None
     lock: bytes | None = None
+    record: bytes | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class Progress:
     late: set[PeerId] = field(default_factory=set)  # entered too late for the group: expected in the next round
     next_want: float = 0.0
     wants: int = 0
+    output_wants: int = 0
+    future_certificates: int = 0
 
     def exchange_for(self, group: Group) -> GroupExchange:
         """The exchange that decides `group`'s outcome, made if need be."""

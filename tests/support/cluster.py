@@ -17,7 +17,7 @@ from blake3 import blake3
 from p2pnode.identity import PeerId, PeerIdentity
 from p2pnode.manifest import DeadlinesSection, ExchangeSection, LimitsSection, PrivacySection, RosterSection
 from p2pnode.manifest import RunManifest, TaskSection
-from p2pnode.replica.chain import Certified
+from p2pnode.replica.chain import Certified, Link
 from p2pnode.replica.roster import Roster, RosterEntry
 from p2pnode.replica.state import NO_PARENT, GlobalState
 from p2pnode.round.contribution import Update
@@ -119,7 +119,8 @@ class Cluster:
         """Start or restart a node from its disk."""
         node = self.nodes[peer]
         assert node.machine is None
-        durable = Durable(node.disk.get("promise"), node.disk.get("update"), node.disk.get("lock"))
+        disk = node.disk
+        durable = Durable(disk.get("promise"), disk.get("update"), disk.get("lock"), disk.get("record"))
         state = node.state or self.genesis
         node.machine = RoundMachine(self.rules, node.identity, state, durable, self.random.randbytes, self.now)
         node.training_until = None
@@ -198,6 +199,7 @@ class Cluster:
             elif isinstance(effect, Committed):
                 node.state = effect.state
                 node.committed.append(effect.certified)
+                node.disk["record"] = effect.certified.record
                 node.training_until = None
                 self.certificates.setdefault(effect.state.round, set()).add(effect.state.digest)
             elif isinstance(effect, Discarded):
@@ -206,8 +208,20 @@ class Cluster:
                 node.rejected.append(effect)
             elif isinstance(effect, Behind):
                 node.behind += 1
+                self._sync(peer)
             elif isinstance(effect, Halt):
                 node.halted = effect.reason
+
+    def _sync(self, peer: PeerId) -> None:
+        """What the driver does for a node that is behind: adopt a verified state."""
+        node = self.nodes[peer]
+        ahead = [n.state for n in self.nodes.values() if n.machine is not None and n.state is not None]
+        best = max(ahead, key=lambda state: state.round, default=None)
+        node.disk.pop("record", None)
+        if best is not None and node.machine is not None and best.round >= node.machine.round:
+            node.state = best
+            node.training_until = None
+            node.machine.adopt(best, Link.of(best), self.now)
 
     def post(self, sender: PeerId, to: PeerId, data: bytes) -> None:
         """Put a frame on the wire."""
