@@ -9,13 +9,17 @@ Every method is called from one asyncio event loop. Foreign exceptions never lea
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, Protocol
 
 from p2pnode.identity import PeerId
 
-MAX_FRAME_BYTES: Final = 1 << 20  # of a message in a channel: a chunk with its proof, or a proposal with all its entries
+MAX_FRAME_BYTES: Final = (
+    1 << 20
+)  # of a message in a channel: a chunk with its proof, or a proposal with all its entries
 MAX_CALL_BYTES: Final = 2 << 20  # of a request or a reply
 MAX_RECORD_BYTES: Final = 4096  # of a DHT record's value, envelope included
 MAX_SUBKEYS: Final = 256  # that a reader takes from one DHT key
@@ -27,6 +31,33 @@ CallHandler = Callable[[PeerId, bytes], Awaitable[bytes]]
 """(sender, request) -> reply. Raising PeerFault refuses: the caller gets NetworkError with the clause's name."""
 
 PeerGoneHandler = Callable[[PeerId], None]
+
+ViolationHandler = Callable[[PeerId, str], None]
+"""(peer, clause): a peer broke a rule of the transport, see `protocols/transport.md`. Its channel has been closed."""
+
+
+@dataclass(frozen=True)
+class TransportOptions:
+    """This machine's own choices.
+
+    listen, announce: multiaddrs to listen on, and (if any) to tell others in place of what was found.
+    bootstraps: multiaddrs with `/p2p/`; one of them must answer. remembered: tried as well, but none has to answer.
+    socket_dir: for the sockets to the libp2p daemon; default: in the system's temporary directory.
+    start_deadline: seconds of trying the bootstraps. instance: 16 random bytes that tell this process from another
+    with the same identity; made if empty. log: gets lines for people about what is waited for.
+    clock: this machine's wall clock, seconds since the epoch. debug: let the library's own log through.
+    """
+
+    listen: Sequence[str] = ("/ip4/0.0.0.0/tcp/0",)
+    announce: Sequence[str] = ()
+    bootstraps: Sequence[str] = ()
+    remembered: Sequence[str] = ()
+    socket_dir: Path | None = None
+    start_deadline: float = 60.0
+    instance: bytes = b""
+    log: Callable[[str], None] = lambda line: None
+    clock: Callable[[], float] = time.time
+    debug: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,11 +127,21 @@ class Transport(Protocol):
     def on_peer_gone(self, handler: PeerGoneHandler) -> None:
         """Called once each time that a peer with whom we had a channel is found to be gone (its connection closed)."""
 
-    async def store(self, key: str, value: bytes, *, lifetime: float) -> bool:
-        """Sign and store `value` in the DHT under (key, our peer id) for `lifetime` seconds; whether anybody took it."""
+    def on_violation(self, handler: ViolationHandler) -> None:
+        """Called each time that a peer breaks a rule of the transport, with the clause's name."""
 
-    async def fetch(self, key: str) -> Mapping[PeerId, Record]:
-        """The valid records under `key`, the highest sequence of each sender, at most MAX_SUBKEYS. Empty if none."""
+    async def store(self, key: str, value: bytes, *, lifetime: float) -> bool:
+        """Sign and store `value` in the DHT under (key, our peer id) for `lifetime` seconds; whether anybody took it.
+
+        The key is this run's alone: the same key in another run is another place. Raises FrameTooLarge when the
+        record would not fit in MAX_RECORD_BYTES, ValueError when `lifetime` is not in (0, records.MAX_LIFETIME].
+        """
+
+    async def fetch(self, key: str, *, prefer: Collection[PeerId] = ()) -> Mapping[PeerId, Record]:
+        """The valid records under `key`, the highest sequence of each sender, at most MAX_SUBKEYS. Empty if none.
+
+        Where there are more, those of `prefer` are kept first.
+        """
 
     def clock_offset(self) -> float:
         """Seconds to add to our clock to agree with the median of the peers that were asked; 0.0 if unknown."""
