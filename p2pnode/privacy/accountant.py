@@ -77,7 +77,8 @@ def _pld_epsilon(counted: tuple[tuple[float, float, int], ...], delta: float, pe
 
 
 def epsilon(events: Iterable[Mechanism], delta: float) -> float:
-    """The epsilon of all `events` together at `delta`, by PLD, rounded up everywhere. 0 for none, infinite for NoMechanism.
+    """The epsilon of all `events` together at `delta`, by PLD, rounded up everywhere. 0 for none, infinite for
+    NoMechanism.
 
     Raises PrivacyError unless 0 < delta < 1.
     """
@@ -107,8 +108,8 @@ def rdp_epsilon(events: Iterable[Mechanism], delta: float) -> float:
 def cross_check(events: Iterable[Mechanism], delta: float) -> tuple[float, float]:
     """(epsilon by PLD, epsilon by RDP). Raises PrivacyError if they stand to each other as theory forbids.
 
-    PLD is nearly exact and RDP an upper bound, so PLD must not exceed RDP; and the optimistic PLD, a lower bound, must not
-    exceed the pessimistic one.
+    PLD is nearly exact and RDP an upper bound, so PLD must not exceed RDP; and the optimistic PLD, a lower bound, must
+    not exceed the pessimistic one.
     """
     kept = tuple(events)
     by_pld, by_rdp = epsilon(kept, delta), rdp_epsilon(kept, delta)
@@ -125,7 +126,9 @@ def cross_check(events: Iterable[Mechanism], delta: float) -> tuple[float, float
 
 
 def _smallest_noise(make: Any, target: float, delta: float, what: str) -> float:
-    """Least multiple of 0.0001 at which `make(noise)` costs at most `target`: bisection, for epsilon falls as noise grows."""
+    """Least multiple of 0.0001 at which `make(noise)` costs at most `target`: bisection, for epsilon falls as noise
+    grows.
+    """
     _check_delta(delta)
     if not (math.isfinite(target) and target > 0):
         raise PrivacyError(f"a target epsilon is a finite number above 0, not {target!r}")
@@ -148,7 +151,8 @@ def _smallest_noise(make: Any, target: float, delta: float, what: str) -> float:
 
 
 def calibrate_noise(sampling_rate: float, steps: int, epsilon: float, delta: float) -> float:
-    """The least noise multiplier (in steps of 0.0001, at least 0.1) with which `steps` of DP-SGD cost at most `epsilon` at `delta`.
+    """The least noise multiplier (in steps of 0.0001, at least 0.1) with which `steps` of DP-SGD cost at most `epsilon`
+    at `delta`.
 
     Raises PrivacyError for values out of range, or if no noise is enough.
     """
@@ -192,7 +196,9 @@ def planned(privacy: PrivacySection) -> Mechanism:
 
 
 def check_promise(privacy: PrivacySection) -> float:
-    """The epsilon that the planned steps cost (infinite in mode `none`). Raises ManifestError if it is above the promised one."""
+    """The epsilon that the planned steps cost (infinite in mode `none`). Raises ManifestError if it is above the
+    promised one.
+    """
     mechanism = planned(privacy)
     if isinstance(mechanism, NoMechanism):
         return math.inf

@@ -2,15 +2,16 @@
 
 One file for each data set (named by the fingerprint of the node's own share), JSON lines, only ever appended to:
 
-    {"kind":"ledger","version":1,"fingerprint":"...","prev":"...","hash":"..."}
-    {"mechanism":{...},"run":"...","round":7,"limit":[8.0,0.0001],"when":1.7e9,"kind":"reserve","line":2,"prev":"...","hash":"..."}
+    {"kind":"ledger","version":1,"fingerprint":"...","when":1.7e9,"prev":"...","hash":"..."}
+    {"mechanism":{...},"run":"...","round":7,"limit":[8.0,0.0001],"when":1.7e9,"kind":"reserve","prev":"...","hash":"..."}
 
-`prev` is the hash of the line before (the first line's: BLAKE3 of the fingerprint), `hash` is BLAKE3 over this line without it.
-The order of work is reserve, fsync, draw, release; nothing is ever refunded, also if the release then fails. A line that a crash
-tore is kept in the file, hashed into the next line (`kind: torn`), and counts as spent. One process at a time: the file is locked.
+`prev` is the hash of the line before (the first line's: a hash of the fingerprint), `hash` is BLAKE3 over this line
+without it. The order of work is reserve, fsync, draw, release; nothing is ever refunded, not even if the release fails.
+A line that a crash tore is kept in the file, hashed into the next line (`kind: torn`), and counts as spent. One process
+at a time: the file is locked.
 
-What it can't do: somebody who puts an older copy of the file back has a smaller count. And two shares that overlap (1/2 and
-1/4 of one data set) are two data sets to it.
+What it can't do: somebody who puts an older copy of the file back has a smaller count. And two shares that overlap (1/2
+and 1/4 of one data set) are two data sets to it.
 """
 
 from __future__ import annotations
@@ -161,8 +162,8 @@ class Ledger:
     def open(cls, path: Path, fingerprint: str, *, clock: Callable[[], float] = time.time) -> Self:
         """Open or begin the ledger at `path` for the data with this fingerprint (hex), lock it, and check its chain.
 
-        A torn last line is accounted for at once. Raises HomeInUse if another process has it, LedgerBroken (with the line's
-        number) if the chain does not hold or it is another data set's, StorageError if the file can't be used.
+        A torn last line is accounted for at once. Raises HomeInUse if another process has it, LedgerBroken (with the
+        line's number) if the chain does not hold or it is another data set's, StorageError if the file can't be used.
         """
         try:
             path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -211,10 +212,10 @@ class Ledger:
         return accountant.epsilon(self._mechanisms(), delta)
 
     def reserve(self, run_id: str, round: int, mechanism: Mechanism, limit: tuple[float, float]) -> float:
-        """Charge `mechanism` before its noise is drawn; on return it is on disk. Returns the epsilon spent, this included.
+        """Charge `mechanism` before its noise is drawn; on return it is on disk. Returns the epsilon spent with it.
 
-        limit: (epsilon, delta) of the run's manifest; it bounds the total of this data over all runs. Raises BudgetSpent (and
-        charges nothing) if the total would be above it, StorageError if the line can't be written safely.
+        limit: (epsilon, delta) of the run's manifest; it bounds this data's total over all runs. Raises BudgetSpent
+        (and charges nothing) if the total would be above it, StorageError if the line can't be written safely.
         """
         most, delta = limit
         with self._guard:
@@ -225,8 +226,9 @@ class Ledger:
                 others = len({entry.run for entry in self._reservations if entry.run} - {run_id})
                 also = f" ({others} other run{'s' if others > 1 else ''} with the same data included)" if others else ""
                 raise BudgetSpent(
-                    f"the privacy budget of this data is spent: epsilon {before:.4f}{also}, {total:.4f} with round {round}, and the "
-                    f"manifest's limit of {most:g} at delta {delta:g} is for the total of this data. This node trains no more on it"
+                    f"the privacy budget of this data is spent: epsilon {before:.4f} so far{also}, {total:.4f} with "
+                    f"round {round}; the manifest's limit {most:g} at delta {delta:g} is for the total over all runs. "
+                    "This node trains no more on it"
                 )
             body = {
                 "mechanism": to_fields(mechanism),
@@ -265,7 +267,8 @@ class Ledger:
             os.fsync(self._descriptor)
         except OSError as error:
             raise StorageError(
-                f"the privacy ledger {self.path} can't be written ({error.strerror}): nothing is released; free space and restart"
+                f"the privacy ledger {self.path} can't be written ({error.strerror}): nothing is released; "
+                "free space and restart"
             ) from None
         self._failed = False
         self._lines += 1
@@ -321,11 +324,10 @@ def _begin(path: Path, fingerprint: str, now: float) -> None:
 
 
 def _read(descriptor: int, size: int) -> bytes:
-    parts = []
-    while size > 0:
-        part = os.pread(descriptor, min(size, 1 << 20), sum(map(len, parts)))
+    data = bytearray()
+    while len(data) < size:
+        part = os.pread(descriptor, min(size - len(data), 1 << 20), len(data))
         if not part:
             break
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
+        data += part
+    return bytes(data)

@@ -29,7 +29,8 @@ def _multiplier(value: object) -> None:
 
 @dataclass(frozen=True)
 class SampledGaussian:
-    """`steps` releases of a sum of vectors, one per example and each of L2 norm at most C, plus N(0, (noise_multiplier C)^2 I).
+    """`steps` releases of a sum of vectors, one per example and each of L2 norm at most C, plus N(0, (noise_multiplier
+    C)^2 I).
 
     In each step every example is taken by itself with chance `sampling_rate` (Poisson sampling, secret). Neighbours:
     data sets that differ by one example, there or not there. This is DP-SGD (arXiv 1607.00133, algorithm 1).
@@ -75,7 +76,8 @@ Mechanism = SampledGaussian | Gaussian | NoMechanism
 
 @dataclass(frozen=True)
 class Released:
-    """What a contribution says of its own noise, under the sender's signature: the fields of `Mechanism` in round.proto.
+    """What a contribution says of its own noise, under the sender's signature: the fields of `Mechanism` in
+    round.proto.
 
     clip is the L2 bound; noise_multiplier the noise's standard deviation over it; steps the private steps that are in
     this contribution (mode `node`: 1). In mode `none` all numbers are 0.

@@ -1,18 +1,21 @@
-"""Randomness that privacy rests on: Gaussian noise and secret Poisson sampling, from a key that never leaves this object.
+"""Randomness that privacy rests on: Gaussian noise and secret Poisson sampling, from a key that never leaves this
+object.
 
 Construction
     key          32 bytes from the system (`os.urandom`), anew for each `NoiseSource` and after a fork
-    bits         AES-256 in counter mode from block 0, never twice the same block (NIST SP 800-90A's idea, without reseeding:
+    bits         AES-256 in counter mode from block 0, never twice the same block (NIST SP 800-90A's idea, without
+    reseeding:
                  one key serves at most 2^48 bytes, far below the birthday bound of 2^68)
     uniform      u = (k + 1/2) / 2^53 with k the upper 53 bits of a 64-bit word: in (0, 1), never 0 or 1
     Gaussian     Box-Muller on pairs: sqrt(-2 ln u1) times cos and sin of 2 pi u2, in float64 (largest value 8.6)
     sampling     an example is taken when its 64-bit word is below floor(rate 2^64)
 
-Floating point: a Gaussian of b bits can't take every value, and the holes in its low bits can tell whether something was added
-(Mironov, "On significance of the least significant bits", CCS 2012). Box-Muller's float64 values near s have about
-2^-53 s between them; `add_noise` rounds the noisy sum to multiples of a step near 2^-20 of the standard deviation, fixed beforehand and
-the same whatever the data, so that about 2^30 float64 values fall into each cell and what is lost is below 2^-30 of a cell's
-chance. This narrows the leak as far as a rounded Gaussian can; it isn't a discrete Gaussian with a proof.
+Floating point: a Gaussian of b bits can't take every value, and the holes in its low bits can tell whether something
+was added (Mironov, "On significance of the least significant bits", CCS 2012). Box-Muller's float64 values near s have
+about 2^-53 s between them; `add_noise` rounds the noisy sum to multiples of a step near 2^-20 of the standard
+deviation, fixed beforehand and the same whatever the data, so that about 2^30 float64 values fall into each cell and
+what is lost is below 2^-30 of a cell's chance. This narrows the leak as far as a rounded Gaussian can; it isn't a
+discrete Gaussian with a proof.
 """
 
 from __future__ import annotations
@@ -90,12 +93,12 @@ class NoiseSource:
         return self.fill(torch.empty(count, dtype=torch.float64))
 
     def seed(self) -> int:
-        """A 63-bit number to seed an ordinary generator with, for what privacy doesn't rest on (order, first weights)."""
+        """A 63-bit number to seed an ordinary generator with, for what privacy doesn't rest on (order, weights)."""
         with self._lock:
             return int(self._words(1)[0]) & (2**63 - 1)
 
     def mask(self, count: int, rate: float) -> npt.NDArray[np.bool_]:
-        """For each of `count` examples whether it is taken: independent, with chance `rate` (0 to 1), to within 2^-64."""
+        """Whether each of `count` examples is taken: independent, with chance `rate` (0 to 1), to within 2^-64."""
         if not 0 <= rate <= 1:
             raise ValueError(f"a sampling rate is from 0 to 1, not {rate!r}")
         taken = np.empty(count, dtype=np.bool_)
@@ -111,7 +114,7 @@ class NoiseSource:
 
 
 class UnsafeSeededNoise(NoiseSource):
-    """The same numbers every time, for tests and simulations. Protects nothing: a trainer of a private run refuses it."""
+    """The same numbers every time, for tests and simulations. Protects nothing: private runs refuse it."""
 
     secure = False
 
@@ -125,12 +128,13 @@ class UnsafeSeededNoise(NoiseSource):
 
 
 def grid(deviation: float) -> float:
-    """The step to which values with noise of this standard deviation are rounded: a power of two, at most 2^-20 of it."""
+    """The step that values with noise of this deviation are rounded to: a power of two, at most 2^-20 of it."""
     return 2.0 ** (math.floor(math.log2(deviation)) - GRID_BITS)
 
 
 def add_noise(total: torch.Tensor, deviation: float, source: NoiseSource) -> torch.Tensor:
-    """`total` (float32, any device) + N(0, deviation^2), added in float64, rounded to the grid, as float32 on its device.
+    """`total` (float32, any device) + N(0, deviation^2), added in float64, rounded to the grid, as float32 on its
+    device.
 
     deviation: in the units of `total`, above 0.
     """

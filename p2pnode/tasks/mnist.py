@@ -37,7 +37,7 @@ def load_mnist(data_dir: Path | None) -> Dataset:
 
 
 def shifted(inputs: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """Each image [n, c, h, w] moved by up to `most` pixels in both directions, the edge repeated; each by its own draw."""
+    """Each image [n, c, h, w] moved by up to `most` pixels in both directions, the edge repeated; each drawn apart."""
     count, _, height, width = inputs.shape
     padded = F.pad(inputs, (most, most, most, most), mode="replicate")
     offsets = torch.randint(0, 2 * most + 1, (2, count), generator=generator)
@@ -49,7 +49,9 @@ def shifted(inputs: torch.Tensor, most: int, generator: torch.Generator) -> torc
 
 
 class _Mnist:
-    """What the MNIST tasks have in common. parameters: `shift`, the largest random shift in training, in pixels (0 to 4)."""
+    """What the MNIST tasks have in common. parameters: `shift`, the largest random shift in training, in pixels (0 to
+    4).
+    """
 
     name: str = ""
     summary: str = ""
@@ -96,7 +98,7 @@ class _Mnist:
 
 
 def _private_defaults(*, local_steps: int, learning_rate: float) -> dict[str, Any]:
-    # sampling 1/30 of 15,000: 500 expected; 300 steps at noise 1.1222 cost epsilon 3 at delta 1e-5 (a test recalibrates)
+    # sampling 1/30 of 15,000: 500 expected; 300 steps at this noise cost epsilon 3 (a test recalibrates)
     return {
         "training": {
             "local_steps": local_steps,
@@ -168,7 +170,8 @@ class MnistMlp(_Mnist):
 
 
 class MnistCnnPrivate(_Mnist):
-    """Conv 16 (8x8, stride 2, pad 3) - pool 2 stride 1 - conv 32 (4x4, stride 2) - pool 2 stride 1 - dense 32 - dense 10.
+    """Conv 16 (8x8, stride 2, pad 3) - pool 2 stride 1 - conv 32 (4x4, stride 2) - pool 2 stride 1 - dense 32 - dense
+    10.
 
     tanh throughout; 26,010 parameters; for private training (arXiv 2007.14191).
     """

@@ -1,11 +1,12 @@
 """The sum of clipped per-example gradients, exactly and fast: what DP-SGD needs before its noise.
 
-Book-keeping (arXiv 2210.00038): one forward pass that keeps each layer's input, one backward pass for the gradients of the
-layers' outputs only, from both the norm of every example's gradient, and then the weighted sum of gradients directly. Per
-layer the norm comes from whichever is cheaper: Gram matrices of inputs and output gradients ("ghost norm", arXiv 2110.05679,
-section 3), or the per-example gradient itself. Opacus' samplers serve other layers, one by one; a model that uses its
-parameters outside of its layers is done by `torch.func`, slower. On its first examples the result is compared with plain
-autograd, one example at a time: a layer that mixes examples, or one that we compute wrongly, stops the node.
+Book-keeping (arXiv 2210.00038): one forward pass that keeps each layer's input, one backward pass for the gradients of
+the layers' outputs only, from both the norm of every example's gradient, and then the weighted sum of gradients
+directly. Per layer the norm comes from whichever is cheaper: Gram matrices of inputs and output gradients ("ghost
+norm", arXiv 2110.05679, section 3), or the per-example gradient itself. Opacus' samplers serve other layers, one by
+one; a model that uses its parameters outside of its layers is done by `torch.func`, slower. On its first examples the
+result is compared with plain autograd, one example at a time: a layer that mixes examples, or one that we compute
+wrongly, stops the node.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def refuse_mixing_layers(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise TaskError(
-                f"the layer {name or 'model'} ({type(module).__name__}) mixes the examples of a batch, so one example's "
-                "influence can't be bounded: use GroupNorm in its place"
+                f"the layer {name or 'model'} ({type(module).__name__}) mixes the examples of a batch, so one "
+                "example's influence can't be bounded: use GroupNorm in its place"
             )
         if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:
             raise TaskError(
@@ -59,8 +60,8 @@ class _Call:
 class ClippedSum:
     """Sums of clipped per-example gradients of one model.
 
-    model: trained through `FlatModel`. loss: per-example losses [n] from outputs and targets. clip: the L2 bound, above 0.
-    microbatch: examples at once, which bounds memory. Raises TaskError for a model that mixes examples.
+    model: trained through `FlatModel`. loss: per-example losses [n] from outputs and targets. clip: the L2 bound, above
+    0. microbatch: examples at once, which bounds memory. Raises TaskError for a model that mixes examples.
     """
 
     def __init__(self, model: FlatModel, loss: Loss, clip: float, *, microbatch: int = 256) -> None:
@@ -93,7 +94,8 @@ class ClippedSum:
             self._calls = None
 
     def verify(self, inputs: torch.Tensor, targets: torch.Tensor) -> None:
-        """Compare with plain autograd, one example at a time, on the first few of these examples; dropout is off meanwhile.
+        """Compare with plain autograd, one example at a time, on the first few of these examples; dropout is off
+        meanwhile.
 
         If book-keeping is wrong for this model, torch.func takes over; if that is wrong too, raises TaskError: then the
         examples influence each other.
@@ -119,17 +121,16 @@ class ClippedSum:
             for module in dropping:
                 module.train()
         raise TaskError(
-            "per-example gradients of this model differ from those of each example by itself: a layer mixes the examples of a "
-            "batch, or can't be computed per example; use another model, or privacy mode 'node'"
+            "per-example gradients of this model differ from each example's by itself: a layer mixes the "
+            "examples of a batch, or can't be computed per example; use another model, or privacy mode 'node'"
         )
 
     def _one_by_one(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         total = torch.zeros_like(self.model.flat)
         for row in range(inputs.shape[0]):
             losses = self.loss(self.model.model(inputs[row : row + 1]), targets[row : row + 1])
-            found = torch.autograd.grad(losses.sum(), self.model.parameters, allow_unused=True)
-            pairs = zip(found, self.model.parameters, strict=True)
-            each = torch.cat([torch.zeros_like(p).flatten() if g is None else g.flatten() for g, p in pairs])
+            found = torch.autograd.grad(losses.sum(), self.model.parameters, materialize_grads=True)
+            each = torch.cat([gradient.flatten() for gradient in found])
             total += each * self._factors(each.norm()[None])
         return total
 
@@ -141,8 +142,8 @@ class ClippedSum:
     def add(self, inputs: torch.Tensor, targets: torch.Tensor, into: torch.Tensor) -> tuple[float, float]:
         """into ([size], flat) += the sum of the clipped gradients of these examples; none is fine.
 
-        Returns (sum of losses, sum of unclipped norms), which are private: they must not leave the node. An example whose
-        gradient is not finite counts as zero.
+        Returns (sum of losses, sum of unclipped norms), which are private: they must not leave the node. An example
+        whose gradient is not finite counts as zero.
         """
         losses = norms = 0.0
         for start in range(0, inputs.shape[0], self.microbatch):
@@ -180,7 +181,7 @@ class ClippedSum:
     def _gradients(self, calls: list[_Call], backs: list[torch.Tensor | None]) -> list[layers.LayerGradients]:
         times = Counter(id(parameter) for call in calls for parameter in layers.learned(call.layer))
         found: list[layers.LayerGradients] = []
-        shared: list[tuple[nn.Parameter, torch.Tensor]] = []
+        shared: list[tuple[torch.Tensor, torch.Tensor]] = []
         for call, back in zip(calls, backs, strict=True):
             if back is None:
                 continue
@@ -212,7 +213,7 @@ class ClippedSum:
         each = torch.func.vmap(torch.func.grad(one, has_aux=True), in_dims=(None, 0, 0), randomness="different")
         rows = max(1, _FUNC_VALUES // self.model.size)
         all_losses, all_norms = [], []
-        for examples, labels in zip(inputs.split(rows), targets.split(rows), strict=True):
+        for examples, labels in zip(torch.split(inputs, rows), torch.split(targets, rows), strict=True):
             gradients, losses = each(learned, examples, labels)
             flat = torch.cat([gradients[name].flatten(1) for name in names], dim=1)
             norms = flat.norm(dim=1)

@@ -1,7 +1,8 @@
 """Data sets: finding them, checking them, and sharing them out.
 
-A data set is known by the SHA-256 sums of its raw files (`DATASETS`), so it doesn't matter where they come from: a folder
-that the user names, the cache, or a public mirror. Files may lie there raw or gzipped; the sum is of the raw bytes.
+A data set is known by the SHA-256 sums of its raw files (`DATASETS`), so it doesn't matter where they come from: a
+folder that the user names, the cache, or a public mirror. Files may lie there raw or gzipped; the sum is of the raw
+bytes.
 """
 
 from __future__ import annotations
@@ -93,8 +94,9 @@ def find_files(
 ) -> dict[str, bytes]:
     """The raw bytes of a data set's files, by name, each checked against its sum.
 
-    Looks in `data_dir` if given (there only: itself, then its sub-folder of the data set's name), else in the cache, else
-    downloads into the cache. Raises DataError: a file is missing, can't be read, or has another sum (both are named).
+    Looks in `data_dir` if given (there only: itself, then its sub-folder of the data set's name), else in the cache,
+    else downloads into the cache. Raises DataError: a file is missing, can't be read, or has another sum (both are
+    named).
     """
     if data_dir is not None:
         return _read_all(source, (data_dir, data_dir / source.name))
@@ -135,7 +137,8 @@ def _checked(file: DataFile, path: Path) -> bytes:
     found = hashlib.sha256(raw).hexdigest()
     if found != file.sha256:
         raise DataError(
-            f"{path} is not the file that is needed: its SHA-256 is {found}, expected {file.sha256}; delete it and fetch it again"
+            f"{path} is not the file that is needed: its SHA-256 is {found}, expected {file.sha256}; "
+            "delete it and fetch it again"
         )
     return raw
 
@@ -229,7 +232,8 @@ class Share:
     def __post_init__(self) -> None:
         if not (1 <= self.count <= MAX_SHARES and 1 <= self.number <= self.count):
             raise UsageError(
-                f"a share is K/N with K from 1 to N and N at most {MAX_SHARES}, for example 2/4; found {self.number}/{self.count}"
+                f"a share is K/N with K from 1 to N and N at most {MAX_SHARES}, for example 2/4; "
+                f"found {self.number}/{self.count}"
             )
 
     @classmethod
@@ -252,9 +256,9 @@ class Share:
     def indices(self, examples: int, digest: str) -> npt.NDArray[np.int64]:
         """Which of `examples` training examples it holds, ascending; `digest` is the data set's.
 
-        All shares of one count are disjoint and cover the set; sizes differ by at most one. The order that is cut is a fixed
-        shuffle: examples sorted by 64-bit words of BLAKE3's extended output over the digest, so it is the same on every machine.
-        Raises DataError if there are fewer examples than shares.
+        All shares of one count are disjoint and cover the set; sizes differ by at most one. The order that is cut is a
+        fixed shuffle: examples sorted by 64-bit words of BLAKE3's extended output over the digest, so it is the same on
+        every machine. Raises DataError if there are fewer examples than shares.
         """
         if examples < self.count:
             raise DataError(f"{examples} training examples can't be cut into {self.count} shares: use fewer")
@@ -275,5 +279,5 @@ def fingerprint(split: Split) -> str:
     for values in (split.inputs, split.targets):
         array = values.detach().cpu().contiguous().numpy()
         hasher.update(f"{array.dtype.str}{array.shape}\0".encode())
-        hasher.update(memoryview(array).cast("B"))
+        hasher.update(array.tobytes())
     return hasher.hexdigest()

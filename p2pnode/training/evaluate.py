@@ -44,7 +44,7 @@ def classification(outputs: torch.Tensor, targets: torch.Tensor, classes: int) -
 
 
 def regression(outputs: torch.Tensor, targets: torch.Tensor) -> Evaluation:
-    """From predictions and targets of one shape [n, k]: loss and mse (mean squared error), mae (mean absolute error)."""
+    """From predictions and targets of one shape [n, k]: loss and mse (mean square), mae (mean absolute error)."""
     wrong = outputs.detach().to("cpu", torch.float64) - targets.detach().to("cpu", torch.float64)
     mse, mae = float(wrong.square().mean()), float(wrong.abs().mean())
     return Evaluation({"loss": mse, "mse": mse, "mae": mae}, int(targets.shape[0]))

@@ -48,13 +48,14 @@ class Linear:
         self.given = given.reshape(given.shape[0], -1, given.shape[-1])
         self.back = back.reshape(back.shape[0], -1, back.shape[-1])
 
-    def instances(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    def instances(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(parameter, its gradient per example [n, *shape])."""
-        both = [
-            (self.layer.weight, lambda: torch.bmm(self.back.mT, self.given)),
-            (self.layer.bias, lambda: self.back.sum(1)),
-        ]
-        return [(value, make()) for value, make in both if value is not None and value.requires_grad]
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
+        if self.layer.weight.requires_grad:
+            found.append((self.layer.weight, torch.bmm(self.back.mT, self.given)))
+        if self.layer.bias is not None and self.layer.bias.requires_grad:
+            found.append((self.layer.bias, self.back.sum(1)))
+        return found
 
     def squares(self) -> torch.Tensor:
         given, back = self.given, self.back
@@ -85,7 +86,7 @@ class Linear:
 def _piecewise_squares(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Squared norms of the products left[i] @ right[i], with at most HELD_VALUES values of them in memory."""
     rows = max(1, HELD_VALUES // (left.shape[1] * right.shape[2]))
-    pieces = zip(left.split(rows), right.split(rows), strict=True)
+    pieces = zip(torch.split(left, rows), torch.split(right, rows), strict=True)
     return torch.cat([torch.bmm(a, b).square().sum((1, 2)) for a, b in pieces])
 
 
@@ -102,16 +103,16 @@ class Conv2d:
         """[n * groups, in channels per group * kernel, positions]."""
         layer = self.layer
         padding = (0, 0) if isinstance(layer.padding, str) else layer.padding
-        columns = F.unfold(self.given, layer.kernel_size, layer.dilation, padding, layer.stride)  # type: ignore[arg-type]
+        columns = F.unfold(self.given, layer.kernel_size, layer.dilation, padding, layer.stride)
         return columns.reshape(columns.shape[0] * layer.groups, -1, columns.shape[2])
 
     def _rows(self) -> torch.Tensor:
         """[n * groups, out channels per group, positions]."""
         return self.back.reshape(self.back.shape[0] * self.layer.groups, -1, self.back.shape[2] * self.back.shape[3])
 
-    def instances(self) -> list[tuple[nn.Parameter, torch.Tensor]]:
+    def instances(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """(parameter, its gradient per example [n, *shape])."""
-        found: list[tuple[nn.Parameter, torch.Tensor]] = []
+        found: list[tuple[torch.Tensor, torch.Tensor]] = []
         if self.layer.weight.requires_grad:
             each = torch.bmm(self._rows(), self._columns().mT)
             found.append((self.layer.weight, each.reshape(self.back.shape[0], *self.layer.weight.shape)))
@@ -157,7 +158,7 @@ class Conv2d:
 class Instances:
     """Per-example gradients of any parameters, held: for other layers, layers called twice, and shared parameters."""
 
-    def __init__(self, parts: Sequence[tuple[nn.Parameter, torch.Tensor]]) -> None:
+    def __init__(self, parts: Sequence[tuple[torch.Tensor, torch.Tensor]]) -> None:
         self.each: dict[int, torch.Tensor] = {}
         for parameter, gradients in parts:
             before = self.each.get(id(parameter))
@@ -179,15 +180,15 @@ def own_rule(layer: nn.Module) -> type[Linear] | type[Conv2d] | None:
     return Conv2d if zero_padded else None
 
 
-def opacus_sampler(layer: nn.Module) -> Callable[..., dict[nn.Parameter, torch.Tensor]] | None:
+def opacus_sampler(layer: nn.Module) -> Callable[..., dict[torch.Tensor, torch.Tensor]] | None:
     """Opacus' function for per-example gradients of this type of layer, if it has one."""
     from opacus.grad_sample import GradSampleModule
 
-    found: Callable[..., dict[nn.Parameter, torch.Tensor]] | None = GradSampleModule.GRAD_SAMPLERS.get(type(layer))
+    found: Callable[..., dict[torch.Tensor, torch.Tensor]] | None = GradSampleModule.GRAD_SAMPLERS.get(type(layer))
     return found
 
 
-def instances_of(layer: nn.Module, given: torch.Tensor, back: torch.Tensor) -> list[tuple[nn.Parameter, torch.Tensor]]:
+def instances_of(layer: nn.Module, given: torch.Tensor, back: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Per-example gradients of one call of any known layer. Raises TaskError if neither we nor opacus know it."""
     rule = own_rule(layer)
     if rule is not None:

@@ -1,4 +1,4 @@
-"""One node's local work: from the global state and its own share of the data to the one vector that may leave the node."""
+"""One node's local work: from the global state and its own share of data to the one vector that may leave it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,11 @@ _EVALUATED: Final = 1000  # examples at once
 class LocalUpdate:
     """One round's local work. Only `vector`, `steps` and `mechanism` may leave the node.
 
-    vector: [size] float32, local state minus global state, clipped and noised as `mechanism` says. steps: local steps that it
-    holds (fewer than asked if cancelled). samples, loss, gradient_norm: examples used, their mean loss, and their gradients'
-    mean norm before clipping (0 without clipping): private, for the node's own screen only. epsilon: what the ledger shows as
-    spent on this data in all runs, at the manifest's delta (0 in mode `none`). seconds: how long it took.
+    vector: [size] float32, local state minus global state, clipped and noised as `mechanism` says. steps: local steps
+    that it holds (fewer than asked if cancelled). samples, loss, gradient_norm: examples used, their mean loss, and
+    their gradients' mean norm before clipping (0 without clipping): private, for the node's own screen only. epsilon:
+    what the ledger shows as spent on this data in all runs, at the manifest's delta (0 in mode `none`). seconds: how
+    long it took.
     """
 
     vector: FloatVector
@@ -67,7 +68,7 @@ def set_threads(count: int) -> None:
 
 
 def learning_rate(training: TrainingSection, step: int, planned: int) -> float:
-    """Of the global local step `step` (0, 1, ...) of `planned`: constant, or half a cosine from the first to the last."""
+    """Of the global local step `step` (0, 1, ...) of `planned`: constant, or half a cosine from first to last."""
     if training.schedule == "constant":
         return training.learning_rate
     done = min(step / max(planned - 1, 1), 1.0)
@@ -94,11 +95,11 @@ class _Order:
 class LocalTrainer:
     """Trains one task on one share of its data, as a run's manifest says.
 
-    ledger: of this share's fingerprint; needed unless the privacy mode is `none`. randomness: for noise, sampling, order and
-    first weights; a `NoiseSource` of its own if None. Raises ManifestError (the plan costs more than it promises, or the model
-    is another one), DataError (bad data, or other data than the manifest's), PrivacyError (no ledger, or predictable noise),
-    TaskError (a model that mixes examples), UsageError (no such device). Not for two threads at once, but `evaluate` may run
-    beside `train`.
+    ledger: of this share's fingerprint; needed unless the privacy mode is `none`. randomness: for noise, sampling,
+    order and first weights; a `NoiseSource` of its own if None. Raises ManifestError (the plan costs more than it
+    promises, or the model is another one), DataError (bad data, or other data than the manifest's), PrivacyError (no
+    ledger, or predictable noise), TaskError (a model that mixes examples), UsageError (no such device). Not for two
+    threads at once, but `evaluate` may run beside `train`.
     """
 
     def __init__(
@@ -143,8 +144,8 @@ class LocalTrainer:
         found = schema_digest(self.schema)
         if found != manifest.task.schema_digest:
             raise ManifestError(
-                f"task.schema_digest is {manifest.task.schema_digest}, and the installed task {task.name!r} has {found}: "
-                "install the version of the task that this run was made with"
+                f"task.schema_digest is {manifest.task.schema_digest}, and the installed task {task.name!r} has "
+                f"{found}: install the version of the task that this run was made with"
             )
         self._first = self._worker.vector()
         self._plan = self._planned_steps()
@@ -195,9 +196,9 @@ class LocalTrainer:
     def train(self, state: FloatVector, round: int, *, cancelled: Callable[[], bool] = lambda: False) -> LocalUpdate:
         """`local_steps` local steps from the global `state`; round numbers start at 1.
 
-        state: [size] float32, not changed. cancelled: asked before each step; once true, the update holds the steps done so far.
-        The ledger is charged for the whole round before the first draw, and keeps the charge whatever happens. Raises BudgetSpent
-        or LedgerBroken: nothing was drawn, and nothing may be sent.
+        state: [size] float32, not changed. cancelled: asked before each step; once true, the update holds the steps
+        done so far. The ledger is charged for the whole round before the first draw, and keeps the charge whatever
+        happens. Raises BudgetSpent or LedgerBroken: nothing was drawn, and nothing may be sent.
         """
         if round < 1:
             raise ValueError(f"round numbers start at 1, not {round}")
@@ -212,7 +213,9 @@ class LocalTrainer:
             )
         steps = samples = 0
         losses = norms = 0.0
-        while steps < training.local_steps and not cancelled():
+        for _ in range(training.local_steps):
+            if cancelled():
+                break
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate(training, (round - 1) * training.local_steps + steps, self._plan)
             count, loss, norm = self._plain_step() if self._clipped is None else self._private_step(self._clipped)
@@ -250,17 +253,16 @@ class LocalTrainer:
     def _plain_step(self) -> tuple[int, float, float]:
         batch = self._batch(self._order.take(min(self.manifest.training.batch_size, len(self._data))))
         loss = self.task.loss(self._worker.model(batch.inputs), batch.targets).mean()
-        found = torch.autograd.grad(loss, self._worker.parameters, allow_unused=True)
+        found = torch.autograd.grad(loss, self._worker.parameters, materialize_grads=True)
         for piece, gradient in zip(self._worker.spread(self._gradient), found, strict=True):
-            if gradient is None:
-                piece.zero_()
-            else:
-                piece.copy_(gradient)
+            piece.copy_(gradient)
         self._optimizer.step()
         return len(batch), float(loss.detach()) * len(batch), 0.0
 
     def _private_step(self, clipped: ClippedSum) -> tuple[int, float, float]:
-        """One step of DP-SGD (arXiv 1607.00133): the sum is divided by the expected batch, never by the secret real one."""
+        """One step of DP-SGD (arXiv 1607.00133): the sum is divided by the expected batch, never by the secret real
+        one.
+        """
         privacy = self.manifest.privacy
         taken = self._random.mask(len(self._data), privacy.sampling_rate)
         batch = self._batch(torch.from_numpy(np.flatnonzero(taken)))
@@ -283,6 +285,6 @@ class LocalTrainer:
         self._judge.model.eval()
         with torch.no_grad():
             outputs = [
-                self._judge.model(part.to(self.device)).to("cpu") for part in self._test.inputs.split(_EVALUATED)
+                self._judge.model(part.to(self.device)).to("cpu") for part in torch.split(self._test.inputs, _EVALUATED)
             ]
         return self.task.measures(torch.cat(outputs), self._test.targets)

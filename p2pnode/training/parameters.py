@@ -16,7 +16,9 @@ _DOMAIN: Final = b"p2pnode/schema/1\0"
 
 
 def trainable(model: torch.nn.Module) -> list[tuple[str, torch.nn.Parameter]]:
-    """The parameters that are learned, in the order of the shared state. Raises TaskError if there are none or one isn't float32."""
+    """The parameters that are learned, in the order of the shared state. Raises TaskError if there are none or one
+    isn't float32.
+    """
     found = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     if not found:
         raise TaskError("the task's model has nothing to learn: no parameter requires a gradient")
@@ -32,7 +34,8 @@ def schema_of(model: torch.nn.Module) -> tuple[TensorSpec, ...]:
 
 
 def schema_digest(schema: Iterable[TensorSpec]) -> str:
-    """BLAKE3 (hex) over the schema in its order: count, then per tensor its name's length and UTF-8 bytes, rank, and sizes.
+    """BLAKE3 (hex) over the schema in its order: count, then per tensor its name's length and UTF-8 bytes, rank, and
+    sizes.
 
     Every number is 8 bytes, little-endian. The order counts, for it is the order of the flat vector.
     """

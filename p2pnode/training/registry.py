@@ -9,10 +9,12 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from p2pnode.errors import P2PNodeError, TaskError
-from p2pnode.training.task import Task
+
+if TYPE_CHECKING:  # importing it for real costs a second of torch, and names are listed without
+    from p2pnode.training.task import Task
 
 GROUP: Final = "p2pnode.tasks"
 BUILT_IN: Final[Mapping[str, str]] = {
@@ -54,7 +56,7 @@ def find_task(name: str, parameters: Mapping[str, bool | int | float | str] | No
                 f"the task {name!r} of {entry.value} can't be loaded ({error}): reinstall its package"
             ) from error
     try:
-        return cast(Task, maker(dict(parameters or {})))
+        return cast("Task", maker(dict(parameters or {})))
     except P2PNodeError:
         raise
     except Exception as error:
@@ -74,5 +76,5 @@ def read_parameters(task: str, given: Mapping[str, Any], known: Mapping[str, Val
         if not fits:
             kind = type(default).__name__
             raise TaskError(f"the parameter {name!r} of task {task!r} is of type {kind}, found {value!r}")
-        values[name] = cast(Value, type(default)(value))
+        values[name] = type(default)(value)
     return values

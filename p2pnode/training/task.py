@@ -32,7 +32,9 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Split:
-    """Examples in memory. inputs: [n, ...] float32 as the model takes them; targets: [n] int64 (classes) or [n, k] float32."""
+    """Examples in memory. inputs: [n, ...] float32 as the model takes them; targets: [n] int64 (classes) or [n, k]
+    float32.
+    """
 
     inputs: torch.Tensor
     targets: torch.Tensor
@@ -75,10 +77,14 @@ class Task(Protocol):
     summary: str  # one line, for people
 
     def model(self) -> torch.nn.Module:
-        """A new model, freshly initialised. Its trainable parameters, in `named_parameters()` order, are the shared state."""
+        """A new model, freshly initialised. Its trainable parameters, in `named_parameters()` order, are the shared
+        state.
+        """
 
     def load(self, data_dir: Path | None) -> Dataset:
-        """The data set: from `data_dir` if given, else from the cache, else from its registry. DataError if neither has it."""
+        """The data set: from `data_dir` if given, else from the cache, else from its registry. DataError if neither has
+        it.
+        """
 
     def loss(self, outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """Per-example losses, shape [n]: never mixes examples, so it can be clipped per example."""
