@@ -142,7 +142,7 @@ def settings_to_overrides(settings: Iterable[tuple[tuple[str, ...], Any]]) -> di
 
 
 def _settle_privacy(data: dict[str, Any], changes: Mapping[str, Any], unsafe_no_privacy: bool) -> None:
-    from p2pnode.privacy.accountant import calibrate_gaussian, calibrate_noise
+    from p2pnode.privacy.accountant import calibrate_gaussian, calibrate_noise, check_promise
 
     privacy = data.setdefault("privacy", {})
     asked = changes.get("privacy", {})
@@ -164,6 +164,7 @@ def _settle_privacy(data: dict[str, Any], changes: Mapping[str, Any], unsafe_no_
     if mode == "node" and "sampling_rate" not in asked:
         privacy["sampling_rate"] = 0.0
     if "noise_multiplier" in asked:
+        check_promise(build_manifest(data).privacy)
         return
     # A placeholder, so that all other fields are checked before they are calculated with.
     planned = build_manifest({**data, "privacy": {**privacy, "noise_multiplier": 1.0}}).privacy

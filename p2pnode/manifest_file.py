@@ -221,7 +221,7 @@ COMMENTS: Final = {
     "name": "for people",
     "author": "peer id of who signs this, and founds the run",
     "task": "What is learned, and from what data.",
-    "task.name": "an installed task; `p2pnode join --task` lists them",
+    "task.name": "a task that the nodes have installed",
     "task.data_digest": "of the whole data set: all peers draw their share from the same one",
     "task.schema_digest": "of the model's tensors: names and shapes",
     "task.parameters": "The task's own settings.",
@@ -261,7 +261,9 @@ COMMENTS: Final = {
     "roster.anchors": "peer ids; with any, they are the voters, always",
     "roster.probation": "rounds with accepted contributions before a newcomer votes",
     "roster.window": "rounds without a sign of a voter before it loses its vote",
+    "roster.start_with": "contributors that round 1 waits for",
     "roster.provisional_after": "seconds without a quorum before those who are left go on provisionally",
+    "roster.start_with": "contributors that the first round waits for",
     "limits": "Bounds on what a peer can ask of others.",
     "limits.contributors": "in a round: 1 to 64",
     "limits.voters": "1 to 32",
@@ -284,8 +286,8 @@ def _dump_section(path: tuple[str, ...], section: BaseModel, signature: bytes | 
         if isinstance(value, BaseModel | Mapping):
             tables.append((name, value))
         else:
-            comment = COMMENTS[".".join((*path, name))]
-            lines.append(f"{name} = {_toml(value)}  # {comment}")
+            comment = COMMENTS.get(".".join((*path, name)))
+            lines.append(f"{name} = {_toml(value)}" + (f"  # {comment}" if comment else ""))
     if signature is not None:
         lines.append(
             f'signature = "{base64.b64encode(signature).decode("ascii")}"  # the author\'s, under all the rest'

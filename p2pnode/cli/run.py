@@ -61,7 +61,7 @@ def create(task: str, output: Path | None, home: Path | None, debug: bool, **opt
         click.echo(text, nl=False)
     else:
         write_new(output, text.encode())
-        click.echo(f"run {manifest.run_id}\nwritten to {output}; found it with: p2pnode join --manifest {output}")
+        click.echo(f"run {manifest.run_id}\nwritten to {output}; start it with: p2pnode join --manifest {output}")
 
 
 @run.command(short_help="Sign a manifest that you edited.")
