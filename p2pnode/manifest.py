@@ -104,6 +104,7 @@ class RosterSection(Section):
     probation: Annotated[int, Field(ge=0, le=10_000)] = 2  # rounds with accepted contributions before a vote
     window: Annotated[int, Field(ge=2, le=10_000)] = 16  # rounds without a committed entry before leaving
     provisional_after: Seconds = 60.0
+    start_with: Annotated[int, Field(ge=1, le=64)] = 1  # contributors that round 1 waits for
 
 
 class LimitsSection(Section):

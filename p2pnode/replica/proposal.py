@@ -35,6 +35,11 @@ def convener_of(roster: Roster, base: SlotBase, attempt: int) -> PeerId:
     return order[attempt % len(order)]
 
 
+def least_contributors(base: SlotBase, manifest: RunManifest) -> int:
+    """Contributors without which there is no exchange: in round 1 those that the run starts with, later one."""
+    return manifest.roster.start_with if base.round == 1 else 1
+
+
 def newcomer_order(base: SlotBase, peer: PeerId) -> bytes:
     """Sort key in which unknown contributors are admitted; nobody can choose it long before the round."""
     return _order(_NEWCOMER, base, peer)
@@ -169,8 +174,8 @@ def check_group(
             raise reject("proposal-partition", "a relock has no parts of its own")
         parts: tuple[PartRange, ...] = ()
     else:
-        if not contributors:
-            raise reject("proposal-contributors", "nobody contributes")
+        if len(contributors) < least_contributors(base, manifest):
+            raise reject("proposal-contributors", f"only {len(contributors)} contribute")
         parts = partition(values, {peer: int(entries[peer].message.bandwidth) for peer in members})
         stated = [(part.reducer, int(part.start), int(part.stop)) for part in message.parts]
         if stated != [(part.reducer.key, part.start, part.stop) for part in parts]:

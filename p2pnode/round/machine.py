@@ -38,7 +38,7 @@ from p2pnode.messages import (
 )
 from p2pnode.replica.chain import Certified, Link, assemble, check_record, decode_record
 from p2pnode.replica.outer import outer_step, self_test
-from p2pnode.replica.proposal import Group, check_entry, check_group, convener_of
+from p2pnode.replica.proposal import Group, check_entry, check_group, convener_of, least_contributors
 from p2pnode.replica.state import GlobalState
 from p2pnode.round.aggregation import reduce_part
 from p2pnode.round.contribution import Contribution, Update
@@ -98,11 +98,12 @@ class RoundMachine:
         rules: Rules,
         identity: PeerIdentity,
         state: GlobalState,
+        link: Link,
         durable: Durable,
         random: Callable[[int], bytes],
         now: float,
     ) -> None:
-        """random: n -> n bytes from the system's secure source (a seeded one in simulations)."""
+        """link: how `state` was verified. random: n -> n bytes from the system's secure source (seeded in simulations)."""
         self.rules = rules
         self.state = state
         self.bandwidth = 10_000_000  # bytes a second; the driver sets what it measures
@@ -120,7 +121,7 @@ class RoundMachine:
         self._changed = False
         self._future = Early(EARLY_BYTES)
         self._early = Early(EARLY_BYTES + 2 * 4 * rules.values)
-        self._round = self._begin(Link.of(state), now)
+        self._round = self._begin(link, now)
         self._round.restore(durable)
 
     # what the driver asks
@@ -134,6 +135,11 @@ class RoundMachine:
     def round(self) -> int:
         """The round that is being made."""
         return self._round.base.round
+
+    @property
+    def link(self) -> Link:
+        """How the current state was verified."""
+        return self._round.link
 
     @property
     def base(self) -> SlotBase:
@@ -501,9 +507,11 @@ class RoundMachine:
                 self._want(Want(kind=Want.CLOSING, digest=highest.closing), holders, now)
                 return
             relock = Relock(proposal=exchange.group.proposal.raw, closing=exchange.closing.raw)
-        elif not any(entry.message.contributes for entry in chosen):
-            self._say("for somebody to contribute")
-            return
+        else:
+            missing = least_contributors(r.base, self.rules.manifest) - sum(e.message.contributes for e in chosen)
+            if missing > 0:
+                self._say(f"for {missing} more contributor{'s' * (missing != 1)}")
+                return
         leaves = [leave for leave in r.gathering.leaves.values() if valid_leave(leave, r.base, self.state.roster)]
         message = make_proposal(
             r.base,

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rrecords.proto\x12\x07p2pnode\"m\n\tDhtRecord\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06subkey\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x12\n\nexpiration\x18\x04 \x01(\x01\x12\x0e\n\x06issued\x18\x05 \x01(\x01\x12\x10\n\x08sequence\x18\x06 \x01(\x04\"X\n\x0cMemberRecord\x12\x11\n\taddresses\x18\x01 \x03(\t\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x14\n\x0cstate_digest\x18\x03 \x01(\x0c\x12\x10\n\x08instance\x18\x04 \x01(\x0c\"3\n\x0c\x43ommitRecord\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x14\n\x0cstate_digest\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rrecords.proto\x12\x07p2pnode\"m\n\tDhtRecord\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x0e\n\x06subkey\x18\x02 \x01(\x0c\x12\r\n\x05value\x18\x03 \x01(\x0c\x12\x12\n\nexpiration\x18\x04 \x01(\x01\x12\x0e\n\x06issued\x18\x05 \x01(\x01\x12\x10\n\x08sequence\x18\x06 \x01(\x04\"F\n\x0cMemberRecord\x12\x11\n\taddresses\x18\x01 \x03(\t\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x14\n\x0cstate_digest\x18\x03 \x01(\x0c\"3\n\x0c\x43ommitRecord\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x14\n\x0cstate_digest\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,7 +34,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DHTRECORD']._serialized_start=26
   _globals['_DHTRECORD']._serialized_end=135
   _globals['_MEMBERRECORD']._serialized_start=137
-  _globals['_MEMBERRECORD']._serialized_end=225
-  _globals['_COMMITRECORD']._serialized_start=227
-  _globals['_COMMITRECORD']._serialized_end=278
+  _globals['_MEMBERRECORD']._serialized_end=207
+  _globals['_COMMITRECORD']._serialized_start=209
+  _globals['_COMMITRECORD']._serialized_end=260
 # @@protoc_insertion_point(module_scope)

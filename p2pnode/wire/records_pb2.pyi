@@ -23,16 +23,14 @@ class DhtRecord(_message.Message):
     def __init__(self, key: _Optional[bytes] = ..., subkey: _Optional[bytes] = ..., value: _Optional[bytes] = ..., expiration: _Optional[float] = ..., issued: _Optional[float] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class MemberRecord(_message.Message):
-    __slots__ = ("addresses", "round", "state_digest", "instance")
+    __slots__ = ("addresses", "round", "state_digest")
     ADDRESSES_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
-    INSTANCE_FIELD_NUMBER: _ClassVar[int]
     addresses: _containers.RepeatedScalarFieldContainer[str]
     round: int
     state_digest: bytes
-    instance: bytes
-    def __init__(self, addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., instance: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, addresses: _Optional[_Iterable[str]] = ..., round: _Optional[int] = ..., state_digest: _Optional[bytes] = ...) -> None: ...
 
 class CommitRecord(_message.Message):
     __slots__ = ("round", "state_digest")

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\nsync.proto\x12\x07p2pnode\"\x11\n\x0fManifestRequest\"4\n\rManifestReply\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"0\n\x0c\x43hainRequest\x12\x12\n\nfrom_round\x18\x01 \x01(\x04\x12\x0c\n\x04most\x18\x02 \x01(\r\"+\n\nChainReply\x12\x0c\n\x04head\x18\x01 \x01(\x04\x12\x0f\n\x07records\x18\x02 \x03(\x0c\"@\n\x0cStateRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x13\n\x0b\x66irst_chunk\x18\x02 \x01(\x04\x12\x0c\n\x04most\x18\x03 \x01(\r\"^\n\nStateReply\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x03(\x0c\x12#\n\x06proofs\x18\x04 \x03(\x0b\x32\x13.p2pnode.StateProof\"\x1e\n\nStateProof\x12\x10\n\x08siblings\x18\x01 \x03(\x0c\"\x0f\n\rStatusRequest\"_\n\x0bStatusReply\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\r\n\x05round\x18\x02 \x01(\x04\x12\x14\n\x0cstate_digest\x18\x03 \x01(\x0c\x12\x10\n\x08instance\x18\x04 \x01(\x0c\x12\x0c\n\x04time\x18\x05 \x01(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\nsync.proto\x12\x07p2pnode\"\x11\n\x0fManifestRequest\"4\n\rManifestReply\x12\x10\n\x08manifest\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\"0\n\x0c\x43hainRequest\x12\x12\n\nfrom_round\x18\x01 \x01(\x04\x12\x0c\n\x04most\x18\x02 \x01(\r\"+\n\nChainReply\x12\x0c\n\x04head\x18\x01 \x01(\x04\x12\x0f\n\x07records\x18\x02 \x03(\x0c\"@\n\x0cStateRequest\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x13\n\x0b\x66irst_chunk\x18\x02 \x01(\x04\x12\x0c\n\x04most\x18\x03 \x01(\r\"n\n\nStateReply\x12\r\n\x05known\x18\x01 \x01(\x08\x12\x0e\n\x06\x63hunks\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x03(\x0c\x12#\n\x06proofs\x18\x04 \x03(\x0b\x32\x13.p2pnode.StateProof\x12\x0e\n\x06header\x18\x05 \x01(\x0c\"\x1e\n\nStateProof\x12\x10\n\x08siblings\x18\x01 \x03(\x0c\"\x0f\n\rStatusRequest\"2\n\x0bStatusReply\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x14\n\x0cstate_digest\x18\x02 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,11 +42,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_STATEREQUEST']._serialized_start=191
   _globals['_STATEREQUEST']._serialized_end=255
   _globals['_STATEREPLY']._serialized_start=257
-  _globals['_STATEREPLY']._serialized_end=351
-  _globals['_STATEPROOF']._serialized_start=353
-  _globals['_STATEPROOF']._serialized_end=383
-  _globals['_STATUSREQUEST']._serialized_start=385
-  _globals['_STATUSREQUEST']._serialized_end=400
-  _globals['_STATUSREPLY']._serialized_start=402
-  _globals['_STATUSREPLY']._serialized_end=497
+  _globals['_STATEREPLY']._serialized_end=367
+  _globals['_STATEPROOF']._serialized_start=369
+  _globals['_STATEPROOF']._serialized_end=399
+  _globals['_STATUSREQUEST']._serialized_start=401
+  _globals['_STATUSREQUEST']._serialized_end=416
+  _globals['_STATUSREPLY']._serialized_start=418
+  _globals['_STATUSREPLY']._serialized_end=468
 # @@protoc_insertion_point(module_scope)

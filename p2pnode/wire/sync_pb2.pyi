@@ -45,16 +45,18 @@ class StateRequest(_message.Message):
     def __init__(self, round: _Optional[int] = ..., first_chunk: _Optional[int] = ..., most: _Optional[int] = ...) -> None: ...
 
 class StateReply(_message.Message):
-    __slots__ = ("known", "chunks", "data", "proofs")
+    __slots__ = ("known", "chunks", "data", "proofs", "header")
     KNOWN_FIELD_NUMBER: _ClassVar[int]
     CHUNKS_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     PROOFS_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
     known: bool
     chunks: int
     data: _containers.RepeatedScalarFieldContainer[bytes]
     proofs: _containers.RepeatedCompositeFieldContainer[StateProof]
-    def __init__(self, known: _Optional[bool] = ..., chunks: _Optional[int] = ..., data: _Optional[_Iterable[bytes]] = ..., proofs: _Optional[_Iterable[_Union[StateProof, _Mapping]]] = ...) -> None: ...
+    header: bytes
+    def __init__(self, known: _Optional[bool] = ..., chunks: _Optional[int] = ..., data: _Optional[_Iterable[bytes]] = ..., proofs: _Optional[_Iterable[_Union[StateProof, _Mapping]]] = ..., header: _Optional[bytes] = ...) -> None: ...
 
 class StateProof(_message.Message):
     __slots__ = ("siblings",)
@@ -67,15 +69,9 @@ class StatusRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class StatusReply(_message.Message):
-    __slots__ = ("run", "round", "state_digest", "instance", "time")
-    RUN_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("round", "state_digest")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
-    INSTANCE_FIELD_NUMBER: _ClassVar[int]
-    TIME_FIELD_NUMBER: _ClassVar[int]
-    run: bytes
     round: int
     state_digest: bytes
-    instance: bytes
-    time: float
-    def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., instance: _Optional[bytes] = ..., time: _Optional[float] = ...) -> None: ...
+    def __init__(self, round: _Optional[int] = ..., state_digest: _Optional[bytes] = ...) -> None: ...

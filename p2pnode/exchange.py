@@ -1,0 +1,209 @@
+"""The gradient exchange: runs the round machine over a transport and a disk, and tells what came of each round.
+
+The machine decides; this file only carries out: it writes what must be durable before it sends what depends on it, keeps
+one queue a peer so that a slow peer slows nobody else, and feeds time and frames back in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from p2pnode.errors import NetworkError, StorageError
+from p2pnode.home import write_atomically
+from p2pnode.identity import PeerId, PeerIdentity
+from p2pnode.replica.chain import Link
+from p2pnode.replica.state import GlobalState
+from p2pnode.round.contribution import Update
+from p2pnode.round.effects import Behind, Committed, Discarded, Halt, Persist, Rejected, Verdict, Waiting
+from p2pnode.round.frames import Send
+from p2pnode.round.machine import RoundMachine
+from p2pnode.round.progress import Durable
+from p2pnode.round.rules import Rules
+from p2pnode.transport.base import Transport
+
+TICK_SECONDS: Final = 0.1
+CONTROL: Final = "control"
+BULK: Final = "bulk"
+_RECORDS: Final = ("promise", "update", "lock")
+
+RoundOutcome = Committed | Discarded | Rejected | Waiting | Behind | Halt
+"""What the exchange tells: a certified round, an attempt that came to nothing, and what a person should know meanwhile."""
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The durable records of the round in progress, one file each."""
+
+    directory: Path
+
+    def read(self, record: bytes | None = None) -> Durable:
+        """What an earlier process left, and the last certified round's record."""
+        found = {name: self._read(name) for name in _RECORDS}
+        return Durable(found["promise"], found["update"], found["lock"], record)
+
+    def _read(self, name: str) -> bytes | None:
+        try:
+            return (self.directory / name).read_bytes()
+        except OSError:
+            return None
+
+    def write(self, persist: Persist) -> None:
+        """Durably, whole or not at all. StorageError."""
+        write_atomically(self.directory / persist.name, persist.data, mode=0o600)
+
+
+class _Outbox:
+    """What waits to be sent to one peer over one channel, in order."""
+
+    def __init__(self, transport: Transport, peer: PeerId, channel: str, failed: Callable[[PeerId], None]) -> None:
+        self._transport, self._peer, self._channel, self._failed = transport, peer, channel, failed
+        self._waiting: deque[Iterator[bytes]] = deque()
+        self._filled = asyncio.Event()
+        self.task = asyncio.create_task(self._run(), name=f"outbox {channel} {peer.short}")
+
+    def put(self, frames: Iterator[bytes]) -> None:
+        self._waiting.append(frames)
+        self._filled.set()
+
+    async def _run(self) -> None:
+        while True:
+            while self._waiting:
+                for data in self._waiting.popleft():
+                    try:
+                        await self._transport.send(self._peer, self._channel, data)
+                    except NetworkError:
+                        # The rest of this message is of no use to a peer that misses its start.
+                        self._failed(self._peer)
+                        break
+            self._filled.clear()
+            await self._filled.wait()
+
+
+class GradientExchange:
+    """One node's part in a run's exchanges, from `start` to `stop`.
+
+    `outcomes` yields everything in order. All methods belong to one asyncio event loop.
+    """
+
+    def __init__(self, rules: Rules, identity: PeerIdentity, transport: Transport, journal: Journal) -> None:
+        self.rules = rules
+        self.outcomes: asyncio.Queue[RoundOutcome] = asyncio.Queue()
+        self._identity = identity
+        self._transport = transport
+        self._journal = journal
+        self._machine: RoundMachine | None = None
+        self._outboxes: dict[tuple[PeerId, str], _Outbox] = {}
+        self._ticker: asyncio.Task[None] | None = None
+        transport.on_frame(CONTROL, self._on_frame)
+        transport.on_frame(BULK, self._on_frame)
+        transport.on_peer_gone(self._on_peer_gone)
+
+    def start(self, state: GlobalState, link: Link, record: bytes | None) -> None:
+        """Take part from a verified `state` on. `record` is its round's, if we have it."""
+        now = self._now()
+        durable = self._journal.read(record)
+        self._machine = RoundMachine(self.rules, self._identity, state, link, durable, secrets.token_bytes, now)
+        self._ticker = asyncio.create_task(self._tick(), name="round clock")
+        self._carry_out()
+
+    async def stop(self) -> None:
+        """Take no further part. Idempotent."""
+        tasks = [box.task for box in self._outboxes.values()]
+        if self._ticker is not None:
+            tasks.append(self._ticker)
+        self._outboxes.clear()
+        self._ticker = self._machine = None
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    @property
+    def machine(self) -> RoundMachine:
+        """The round machine; after `start`."""
+        if self._machine is None:
+            raise RuntimeError("the exchange has not started")
+        return self._machine
+
+    @property
+    def running(self) -> bool:
+        """Between `start` and `stop`."""
+        return self._machine is not None
+
+    def offer(self, update: Update | None) -> None:
+        """Our update for the round in progress, fixed from now on; or None to vote without contributing.
+
+        Raises PeerFault (value-*) if it breaks the run's bounds.
+        """
+        self.machine.offer(update, self._now())
+        self._carry_out()
+
+    def adopt(self, state: GlobalState, link: Link) -> None:
+        """Go on from another verified state."""
+        self.machine.adopt(state, link, self._now())
+        self._carry_out()
+
+    async def leave(self, seconds: float) -> None:
+        """Say goodbye to the roster, and wait at most `seconds` until it is sent."""
+        self.machine.leave()
+        self._carry_out()
+        await asyncio.sleep(min(seconds, 2 * TICK_SECONDS))
+
+    def _now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    async def _tick(self) -> None:
+        while self._machine is not None:
+            self._machine.tick(self._now())
+            self._carry_out()
+            await asyncio.sleep(TICK_SECONDS)
+
+    async def _on_frame(self, sender: PeerId, data: bytes) -> None:
+        if self._machine is not None:
+            self.receive(sender, data)
+
+    def receive(self, sender: PeerId, data: bytes) -> Verdict:
+        """One inbound frame."""
+        verdict = self.machine.receive(sender, data, self._now())
+        self._carry_out()
+        return verdict
+
+    def _on_peer_gone(self, peer: PeerId) -> None:
+        if self._machine is not None:
+            self._machine.peer_gone(peer, self._now())
+            self._carry_out()
+
+    def _carry_out(self) -> None:
+        while self._machine is not None:
+            effects = self._machine.drain()
+            if not effects:
+                return
+            for effect in effects:
+                if isinstance(effect, Persist):
+                    try:
+                        self._journal.write(effect)
+                    except StorageError as error:
+                        # Nothing that depends on this record may be sent.
+                        self._machine = None
+                        self.outcomes.put_nowait(Halt(str(error)))
+                        return
+                elif isinstance(effect, Send):
+                    channel = BULK if effect.bulk else CONTROL
+                    for peer in effect.peers:
+                        self._outbox(peer, channel).put(iter(effect.frames))
+                else:
+                    self.outcomes.put_nowait(effect)
+
+    def _outbox(self, peer: PeerId, channel: str) -> _Outbox:
+        box = self._outboxes.get((peer, channel))
+        if box is None or box.task.done():
+            box = self._outboxes[peer, channel] = _Outbox(self._transport, peer, channel, self._on_peer_gone)
+        return box

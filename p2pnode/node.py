@@ -1,0 +1,537 @@
+"""The node: puts the parts together and follows their lives. No protocol, no arithmetic, no policy of its own.
+
+    identity, manifest -> transport -> verified state -> rounds: train, offer, follow, evaluate -> leave
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+from p2pnode.config import NodeConfig
+from p2pnode.errors import ArithmeticMismatch, BudgetSpent, NetworkError, P2PNodeError, PeerFault
+from p2pnode.exchange import GradientExchange, Journal
+from p2pnode.founding import check_run, found_run, load_run
+from p2pnode.home import Home, RunFiles, write_atomically
+from p2pnode.identity import PeerId, PeerIdentity
+from p2pnode.invite import MAX_ADDRESSES, Invite
+from p2pnode.manifest import RunManifest
+from p2pnode.manifest_file import dump_manifest, sign_manifest
+from p2pnode.members import Members
+from p2pnode.reporting import Reporter, RoundReport
+from p2pnode.replica.chain import Link
+from p2pnode.replica.outer import buffers
+from p2pnode.replica.roster import Roster
+from p2pnode.replica.state import NO_PARENT, GlobalState
+from p2pnode.results import Outcome, write_outcome
+from p2pnode.round.effects import Behind, Committed, Discarded, Halt, Rejected, Waiting
+from p2pnode.round.rules import Rules
+from p2pnode.stopping import Stopping, watch_for_stop
+from p2pnode.sync import ChainLog, SyncClient, SyncServer
+from p2pnode.transport.base import Transport, TransportOptions
+from p2pnode.ui.events import EventSink
+from p2pnode.work import Worker, as_lists
+
+T = TypeVar("T")
+
+FINISH_SECONDS: Final = 3.0  # given to the round in progress when we leave
+LINGER_SECONDS: Final = 5.0  # given to others to fetch the last round from us
+INVITE_SECONDS: Final = 2.0  # between rewrites of the invite file
+
+
+def run_node(config: NodeConfig, sink: EventSink) -> int:
+    """Run one node until it leaves; the exit status. Raises P2PNodeError for what a person must know."""
+    return asyncio.run(_run(config, sink))
+
+
+async def _run(config: NodeConfig, sink: EventSink) -> int:
+    stopping = Stopping()
+    async with watch_for_stop(stopping, config.leave.for_seconds):
+        home = Home(config.home)
+        with home.lock():
+            identity = PeerIdentity.load_or_create(home.identity)
+            node = Node(config, sink, home, identity, stopping)
+            try:
+                await node.run()
+            except _Stopped:
+                sink.emit(
+                    "stopped", reason=stopping.reason, round=None, state_digest=None, epsilon=None, delta=None
+                )
+            finally:
+                await node.close()
+    return 0
+
+
+class _Stopped(Exception):
+    """We were told to stop before we had joined."""
+
+
+@dataclass
+class Run:
+    """What is known once the node has found its run."""
+
+    manifest: RunManifest
+    signature: bytes
+    files: RunFiles
+    invite: Invite | None  # None: we found it
+
+
+class Node:
+    """One node of one run."""
+
+    def __init__(
+        self, config: NodeConfig, sink: EventSink, home: Home, identity: PeerIdentity, stopping: Stopping
+    ) -> None:
+        self._config = config
+        self._sink = sink
+        self._home = home
+        self._identity = identity
+        self._stopping = stopping
+        self._started = time.monotonic()
+        self._transport: Transport | None = None
+        self._worker: Worker | None = None
+        self._exchange: GradientExchange | None = None
+        self._log: ChainLog | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._round_began = asyncio.Event()  # there may be local work to do
+        self._joined_at = 0  # round
+        self._target = 0  # the run's last round; 0: none
+        self._samples = 0
+        self._epsilon: float | None = None
+        self._syncing: asyncio.Task[None] | None = None
+        self._failure: P2PNodeError | None = None
+        self._invite_at = 0.0
+
+    async def run(self) -> None:
+        """From nothing to having left."""
+        if self._config.run.invite is None:
+            run = await self._unless_stopped(asyncio.to_thread(self._found))
+            transport = await self._unless_stopped(self._connect(run.manifest.digest, ()))
+        else:
+            invite = self._config.run.invite
+            transport = await self._unless_stopped(self._connect(invite.run, invite.addresses))
+            run = await self._unless_stopped(self._fetch_run(transport, invite))
+        write_atomically(run.files.manifest, dump_manifest(run.manifest, run.signature).encode())
+        self._home.set_current(run.manifest.run_id)
+        opening = asyncio.to_thread(Worker.open, run.manifest, self._home, self._config.work, self._identity.peer_id)
+        worker = self._worker = await self._unless_stopped(opening)
+        self._log = ChainLog(run.files.directory / "chain.log")
+        server = SyncServer(run.manifest, run.signature, self._log)
+        server.register(transport)
+        self._epsilon = worker.spent()
+        await self._take_part(run, transport, worker, server)
+
+    async def close(self) -> None:
+        """End everything that `run` began. Idempotent."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
+        if self._exchange is not None:
+            await self._exchange.stop()
+        if self._transport is not None:
+            await self._transport.stop()
+            self._transport = None
+        if self._worker is not None:
+            self._worker.close()
+        if self._log is not None:
+            self._log.close()
+
+    # finding the run
+
+    def _found(self) -> Run:
+        choice = self._config.run
+        if choice.manifest is not None:
+            manifest, signature = load_run(
+                choice.manifest, self._identity, unsafe_no_privacy=choice.unsafe_no_privacy
+            )
+            check_run(manifest)
+        else:
+            manifest = found_run(
+                choice.task or "digits",
+                self._identity.peer_id,
+                unsafe_no_privacy=choice.unsafe_no_privacy,
+                name=choice.name,
+                data_dir=self._config.work.data_dir,
+            )
+            signature = sign_manifest(self._identity, manifest)
+        return Run(manifest, signature, self._home.run(manifest.run_id), None)
+
+    async def _fetch_run(self, transport: Transport, invite: Invite) -> Run:
+        manifest, signature = await SyncClient(transport, self._debug).manifest(invite, invite.bootstraps)
+        await asyncio.to_thread(check_run, manifest)
+        return Run(manifest, signature, self._home.run(manifest.run_id), invite)
+
+    async def _connect(self, run_digest: bytes, bootstraps: tuple[str, ...]) -> Transport:
+        def make() -> Transport:
+            from p2pnode.transport.hivemind import HivemindTransport  # seconds of imports: off the event loop
+
+            options = TransportOptions(
+                listen=self._config.network.listen,
+                announce=self._config.network.announce,
+                bootstraps=bootstraps,
+                remembered=self._remembered(run_digest),
+                log=self._notice,
+                debug=self._config.debug,
+            )
+            return HivemindTransport(self._identity, run_digest, options)
+
+        self._transport = await asyncio.to_thread(make)
+        await self._transport.start()
+        return self._transport
+
+    def _remembered(self, run_digest: bytes) -> tuple[str, ...]:
+        try:
+            known = json.loads(self._home.peers.read_text("utf-8"))[run_digest.hex()]
+            return tuple(address for address in known if isinstance(address, str))[:32]
+        except (OSError, ValueError, KeyError, TypeError):
+            return ()
+
+    # taking part
+
+    async def _take_part(self, run: Run, transport: Transport, worker: Worker, server: SyncServer) -> None:
+        manifest = run.manifest
+        rules = Rules(manifest, worker.values)
+        exchange = self._exchange = GradientExchange(
+            rules, self._identity, transport, Journal(run.files.directory / "journal")
+        )
+        members = Members(transport, self._home, manifest.digest, self._sink)
+        if run.invite is None:
+            state, provisional = self._genesis(manifest, worker), False
+            link, record = Link.of(state), None
+            server.add(state, None)
+            self._tell_started(run, transport, state.round, state.digest, state.roster)
+        else:
+            self._tell_started(run, transport, run.invite.round, run.invite.state_digest, None)
+            client = SyncClient(transport, self._debug)
+            synced = await self._unless_stopped(
+                client.state(run.invite, manifest, worker.values, run.invite.bootstraps)
+            )
+            state, link, provisional = synced.state, synced.link, synced.provisional
+            record = synced.records[-1] if synced.records else None
+            for number, raw in enumerate(synced.records, run.invite.round + 1):
+                self._require(self._log).append(number, raw)
+            server.add(state, None)
+        self._write_invite(run, transport, state, force=True)
+        reporter = Reporter(self._sink, manifest, worker, self._on_measured)
+        self._sink.emit(
+            "joined",
+            round=state.round,
+            state_digest=state.digest,
+            voters=len(state.roster.members),
+            provisional=provisional,
+            seconds=time.monotonic() - self._started,
+        )
+        self._joined_at, self._target = state.round, manifest.training.target_rounds
+        exchange.start(state, link, record)
+        self._spawn(members.run(lambda: exchange.machine.state))
+        self._spawn(reporter.run())
+        self._spawn(self._work(exchange, worker))
+        self._spawn(self._follow(run, exchange, server, reporter, members))
+        self._stop_at_end(state.round)
+        await self._stopping.wait()
+        await self._leave(run, exchange, worker, reporter)
+
+    def _genesis(self, manifest: RunManifest, worker: Worker) -> GlobalState:
+        import numpy as np
+
+        parameters = worker.initial()
+        tensors = np.zeros(worker.values * (1 + buffers(manifest.training.outer)), dtype=np.float32)
+        tensors[: worker.values] = parameters
+        roster = Roster.genesis(manifest, self._identity.peer_id)
+        return GlobalState(manifest.digest, 0, NO_PARENT, roster, tensors, worker.values)
+
+    async def _work(self, exchange: GradientExchange, worker: Worker) -> None:
+        """Local work, round after round."""
+        while not self._stopping.requested:
+            machine = exchange.machine
+            number, state = machine.round, machine.state
+            if not machine.wants_update or self._end(state.round):
+                self._round_began.clear()
+                await self._round_began.wait()
+                continue
+
+            def cancelled(number: int = number) -> bool:
+                return self._stopping.requested or not exchange.running or exchange.machine.round != number
+
+            self._sink.emit("training", round=number)
+            try:
+                result = await worker.train(state.parameters, number, cancelled)
+            except BudgetSpent as error:
+                self._notice(str(error))
+                self._stopping.request("the privacy budget is spent")
+                return
+            self._epsilon = result.epsilon
+            if self._stopping.requested:
+                return
+            if exchange.machine.round != number or not result.complete:
+                reason = "the others certified the round without our update"
+                self._sink.emit("discarded", round=number, attempt=None, reason=reason)
+                continue
+            self._samples = result.samples
+            try:
+                exchange.offer(result.update)
+            except PeerFault as fault:
+                self._notice(f"our own update breaks the run's bounds ({fault}); this round goes on without it")
+                exchange.offer(None)
+
+    async def _follow(
+        self, run: Run, exchange: GradientExchange, server: SyncServer, reporter: Reporter, members: Members
+    ) -> None:
+        """Everything that comes of the rounds."""
+        transport = self._require(self._transport)
+        while True:
+            outcome = await exchange.outcomes.get()
+            match outcome:
+                case Committed():
+                    state = outcome.state
+                    server.add(state, outcome.certified.record)
+                    traffic = transport.traffic()
+                    reporter.put(
+                        RoundReport(
+                            outcome.certified.link,
+                            state,
+                            outcome.contributed,
+                            self._samples if outcome.contributed else 0,
+                            traffic,
+                            self._epsilon,
+                        )
+                    )
+                    members.seen(outcome.certified.link)
+                    self._stop_at_end(state.round)
+                    self._write_invite(run, transport, state)
+                    self._round_began.set()
+                case Discarded():
+                    self._sink.emit(
+                        "discarded", round=outcome.round, attempt=outcome.attempt, reason=outcome.reason
+                    )
+                case Rejected():
+                    self._sink.emit(
+                        "rejected", clause=outcome.clause, peer=outcome.peer.text, round=exchange.machine.round
+                    )
+                case Waiting():
+                    self._sink.emit("waiting", round=exchange.machine.round, reason=outcome.reason)
+                case Behind():
+                    if self._syncing is None or self._syncing.done():
+                        self._syncing = self._spawn(self._resync(run, exchange, server, outcome.peers))
+                case Halt():
+                    self._failure = ArithmeticMismatch(outcome.reason)
+                    self._stopping.request(outcome.reason)
+
+    async def _resync(
+        self, run: Run, exchange: GradientExchange, server: SyncServer, peers: tuple[PeerId, ...]
+    ) -> None:
+        """The others are further than we can follow round by round: fetch a newer state."""
+        machine = exchange.machine
+        link = machine.link
+        client = SyncClient(self._require(self._transport), self._debug)
+        self._notice(f"behind the others after round {link.round}: fetching the newer state")
+        try:
+            synced = await client.follow(link, run.manifest, exchange.rules.values, peers)
+        except NetworkError as error:
+            self._notice(f"could not catch up yet: {error}")
+            return
+        if exchange.running and synced.link.round > exchange.machine.state.round:
+            for number, raw in enumerate(synced.records, link.round + 1):
+                self._require(self._log).append(number, raw)
+            server.add(synced.state, None)
+            exchange.adopt(synced.state, synced.link)
+            self._round_began.set()
+
+    def _end(self, round_number: int) -> str:
+        """Why the node leaves after this round; "" if it stays."""
+        rounds = self._config.leave.rounds
+        if self._target and round_number >= self._target:
+            return f"the run is complete after {self._target} rounds"
+        if rounds is not None and round_number - self._joined_at >= rounds:
+            return f"{rounds} rounds are committed, as asked with --rounds"
+        return ""
+
+    def _stop_at_end(self, round_number: int) -> None:
+        reason = self._end(round_number)
+        if reason:
+            self._stopping.request(reason)
+
+    def _on_measured(self, manifest: RunManifest, measures: dict[str, float]) -> None:
+        until = self._config.leave.until
+        if until is not None and until.reached(measures.get(until.metric)):
+            self._stopping.request(f"{until} is reached")
+        if manifest.training.target_metric:
+            from p2pnode.config import parse_goal
+
+            goal = parse_goal(manifest.training.target_metric)
+            if goal.reached(measures.get(goal.metric)):
+                self._stopping.request(f"the run is complete: {goal} is reached")
+
+    # leaving
+
+    async def _leave(self, run: Run, exchange: GradientExchange, worker: Worker, reporter: Reporter) -> None:
+        """Finish or give up the round in progress, say goodbye, show and save the result."""
+        deadline = time.monotonic() + (LINGER_SECONDS if self._stopping.by_itself else FINISH_SECONDS)
+        if exchange.running and self._failure is None:
+            if self._stopping.by_itself:
+                await self._linger(exchange, deadline)
+            else:
+                number = exchange.machine.round
+                while not exchange.machine.wants_update and exchange.machine.round == number:
+                    if time.monotonic() > deadline or len(exchange.machine.state.roster.members) == 1:
+                        break
+                    await asyncio.sleep(0.05)
+            await exchange.leave(0.2)
+        state = exchange.machine.state if exchange.running else None
+        await self._until(reporter.finish(), 4.0)
+        if state is not None:
+            await self._until(self._save(run, worker, state), 4.0)
+        delta = run.manifest.privacy.delta if self._epsilon is not None else None
+        self._sink.emit(
+            "stopped",
+            reason=self._stopping.reason,
+            round=state.round if state else None,
+            state_digest=state.digest if state else None,
+            epsilon=self._epsilon,
+            delta=delta,
+        )
+        if self._failure is not None:
+            raise self._failure
+
+    async def _linger(self, exchange: GradientExchange, deadline: float) -> None:
+        """All may leave at once: stay until whoever was with us in the last round has it too, or is gone."""
+        client = SyncClient(self._require(self._transport))
+        state, link = exchange.machine.state, exchange.machine.link
+        waiting = {*link.contributors, *state.roster.members} - {self._identity.peer_id}
+        while waiting and time.monotonic() < deadline:
+            for peer in sorted(waiting):
+                try:
+                    behind = peer not in exchange.machine.gone and await client.round_of(peer) < state.round
+                except (NetworkError, PeerFault):
+                    behind = False
+                if not behind:
+                    waiting.discard(peer)
+            if waiting:
+                await asyncio.sleep(0.1)
+
+    async def _save(self, run: Run, worker: Worker, state: GlobalState) -> None:
+        measured = await worker.evaluate(state.parameters)
+        outcome = Outcome(
+            run.manifest,
+            run.signature,
+            worker.tensors(state.parameters),
+            state.round,
+            state.digest,
+            measured.measures,
+            as_lists(measured.confusion),
+            self._epsilon,
+            run.manifest.privacy.delta if self._epsilon is not None else None,
+        )
+        await asyncio.to_thread(write_outcome, run.files, outcome)
+        self._sink.emit(
+            "result",
+            measures=dict(measured.measures),
+            confusion=as_lists(measured.confusion),
+            model=str(run.files.model),
+            round=state.round,
+            state_digest=state.digest,
+        )
+
+    # telling
+
+    def _tell_started(
+        self, run: Run, transport: Transport, number: int, digest: bytes, roster: Roster | None
+    ) -> None:
+        manifest, privacy = run.manifest, run.manifest.privacy
+        roster_digest = roster.digest if roster else (run.invite.roster_digest if run.invite else b"")
+        invite = self._invite(manifest, transport, number, digest, roster_digest)
+        self._sink.emit(
+            "started",
+            peer_id=self._identity.peer_id.text,
+            run_id=manifest.run_id,
+            run=manifest.name,
+            task=manifest.task.name,
+            invite=invite.text,
+            addresses=list(transport.addresses()),
+            home=str(self._home.path),
+            privacy=privacy.mode,
+            epsilon_budget=privacy.epsilon if privacy.mode != "none" else None,
+            delta=privacy.delta if privacy.mode != "none" else None,
+            target_rounds=manifest.training.target_rounds or None,
+        )
+
+    def _invite(
+        self, manifest: RunManifest, transport: Transport, number: int, digest: bytes, roster_digest: bytes
+    ) -> Invite:
+        addresses = tuple(transport.addresses())[:MAX_ADDRESSES]
+        if self._config.run.invite is not None:  # the one that invited us is a second way in
+            others = (a for a in self._config.run.invite.addresses if a not in addresses)
+            addresses = (*addresses, *others)[:MAX_ADDRESSES]
+        author = PeerId.from_text(manifest.author)
+        return Invite(manifest.digest, author, number, digest, roster_digest, addresses)
+
+    def _write_invite(self, run: Run, transport: Transport, state: GlobalState, *, force: bool = False) -> None:
+        now = time.monotonic()
+        if force or now - self._invite_at >= INVITE_SECONDS:
+            self._invite_at = now
+            invite = self._invite(run.manifest, transport, state.round, state.digest, state.roster.digest)
+            write_atomically(run.files.invite, invite.text.encode() + b"\n")
+
+    def _notice(self, text: str) -> None:
+        self._sink.emit("notice", text=text)
+
+    def _debug(self, text: str) -> None:
+        if self._config.debug:
+            self._notice(text)
+
+    # small helpers
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(coroutine)
+        task.add_done_callback(self._on_task_done)
+        self._tasks.append(task)
+        return task
+
+    def _on_task_done(self, task: asyncio.Task[None]) -> None:
+        if task.cancelled() or task.exception() is None:
+            return
+        error = task.exception()
+        if isinstance(error, P2PNodeError):
+            self._failure = self._failure or error
+        else:
+            self._failure = self._failure or _Crash(error)
+        self._stopping.request(str(self._failure))
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`; _Stopped if we are told to stop first."""
+        task = asyncio.ensure_future(work)
+        waiter = asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait({task, waiter}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise _Stopped
+        finally:
+            for future in (task, waiter):
+                future.cancel()
+                with contextlib.suppress(BaseException):
+                    await future
+
+    async def _until(self, work: Coroutine[Any, Any, None], seconds: float) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(work, seconds)
+
+    @staticmethod
+    def _require(value: T | None) -> T:
+        if value is None:
+            raise RuntimeError("used before it was made")
+        return value
+
+
+class _Crash(P2PNodeError):
+    """A defect of ours."""
+
+    def __init__(self, error: BaseException | None) -> None:
+        super().__init__(f"p2pnode broke ({error!r}); --debug shows where")
+        self.__cause__ = error
