@@ -36,6 +36,9 @@ from p2pnode.privacy.mechanism import Mechanism, combine, from_fields, to_fields
 
 LEDGER_VERSION: Final = 1
 MAX_LEDGER_BYTES: Final = 256 << 20
+_TORN_END: Final = (
+    b"~\n"  # closes a torn line so that it can't be read as a whole one, even if only its end was missing
+)
 _TORN_KEPT: Final = 4096  # bytes of a torn line that its successor repeats in clear; all of them are in its hash
 
 
@@ -245,8 +248,8 @@ class Ledger:
         mechanism = _salvage(history.torn)
         if mechanism is None:
             mechanism = next((entry.mechanism for entry in reversed(self._reservations) if entry.mechanism), None)
-        ending = b"" if history.whole_lines else b"\n"
-        self._lines += len(ending)
+        ending = b"" if history.whole_lines else _TORN_END
+        self._lines += ending.count(b"\n")
         torn = history.torn + ending
         body = {
             "mechanism": None if mechanism is None else to_fields(mechanism),
