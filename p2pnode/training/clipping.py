@@ -97,7 +97,7 @@ class ClippedSum:
         """Compare with plain autograd, one example at a time, on the first few of these examples; dropout is off
         meanwhile.
 
-        If book-keeping is wrong for this model, torch.func takes over; if that is wrong too, raises TaskError: then the
+        If book-keeping is wrong for this model, torch.func takes over. Raises TaskError if that is wrong too, or if the
         examples influence each other.
         """
         few, labels = inputs[:_CHECKED], targets[:_CHECKED]
@@ -107,7 +107,14 @@ class ClippedSum:
         for module in dropping:
             module.eval()
         try:
-            expected = self._one_by_one(few, labels)
+            expected, alone = self._one_by_one(few, labels)
+            with torch.no_grad():
+                together = self.loss(self.model.model(few), labels)
+            if not torch.allclose(together, alone, rtol=_TOLERANCE, atol=_TOLERANCE, equal_nan=True):
+                raise TaskError(
+                    "the model's loss of one example changes with the others in its batch, so one example's influence "
+                    "can't be bounded: find the layer that mixes examples, or use privacy mode 'node'"
+                )
             for method in dict.fromkeys((self.method, "torch.func")):
                 self.method = method
                 found = torch.zeros_like(expected)
@@ -121,18 +128,21 @@ class ClippedSum:
             for module in dropping:
                 module.train()
         raise TaskError(
-            "per-example gradients of this model differ from each example's by itself: a layer mixes the "
-            "examples of a batch, or can't be computed per example; use another model, or privacy mode 'node'"
+            "per-example gradients of this model can't be computed (they differ from each example's by itself): use "
+            "another model, or privacy mode 'node'"
         )
 
-    def _one_by_one(self, inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    def _one_by_one(self, inputs: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of clipped gradients, losses [n]), each example by itself."""
         total = torch.zeros_like(self.model.flat)
+        alone = []
         for row in range(inputs.shape[0]):
             losses = self.loss(self.model.model(inputs[row : row + 1]), targets[row : row + 1])
             found = torch.autograd.grad(losses.sum(), self.model.parameters, materialize_grads=True)
             each = torch.cat([gradient.flatten() for gradient in found])
+            alone.append(losses.detach())
             total += each * self._factors(each.norm()[None])
-        return total
+        return total, torch.cat(alone)
 
     def _factors(self, norms: torch.Tensor) -> torch.Tensor:
         """What each example's gradient is multiplied with: at most 1, and 0 where the norm is not finite."""

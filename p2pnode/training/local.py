@@ -164,10 +164,6 @@ class LocalTrainer:
         planned = training.target_rounds * training.local_steps
         if not planned and self._private:
             planned = privacy.steps * (training.local_steps if privacy.mode == "node" else 1)
-        if not planned and training.schedule == "cosine":
-            raise ManifestError(
-                "training.schedule 'cosine' needs training.target_rounds above 0: found 0; or use 'constant'"
-            )
         return planned
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
