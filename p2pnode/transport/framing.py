@@ -234,7 +234,8 @@ class FrameWriter:
             raise Unreachable("the channel broke")
         self.sent += len(frame)
         self._queue.append(len(frame).to_bytes(HEADER_BYTES, "big"))
-        self._queue.append(frame)
+        if frame:  # an empty buffer would never leave the queue
+            self._queue.append(frame)
         self._queued += HEADER_BYTES + len(frame)
         if self._blocked:
             return
