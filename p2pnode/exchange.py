@@ -1,7 +1,7 @@
 """The gradient exchange: runs the round machine over a transport and a disk, and tells what came of each round.
 
-The machine decides; this file only carries out: it writes what must be durable before it sends what depends on it, keeps
-one queue a peer so that a slow peer slows nobody else, and feeds time and frames back in.
+The machine decides; this file only carries out: it writes what must be durable before it sends what depends on it,
+keeps one queue a peer so that a slow peer slows nobody else, and feeds time and frames back in.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BULK: Final = "bulk"
 _RECORDS: Final = ("promise", "update", "lock")
 
 RoundOutcome = Committed | Discarded | Rejected | Waiting | Behind | Halt
-"""What the exchange tells: a certified round, an attempt that came to nothing, and what a person should know meanwhile."""
+"""What the exchange tells: a certified round, a discarded attempt, and what a person should know meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class GradientExchange:
         """Take part from a verified `state` on. `record` is its round's, if we have it."""
         now = self._now()
         durable = self._journal.read(record)
-        self._machine = RoundMachine(self.rules, self._identity, state, link, durable, secrets.token_bytes, now)
+        self._machine = RoundMachine(self.rules, self._identity, link, state, durable, secrets.token_bytes, now)
         self._ticker = asyncio.create_task(self._tick(), name="round clock")
         self._carry_out()
 

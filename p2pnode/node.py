@@ -1,6 +1,6 @@
 """The node: puts the parts together and follows their lives. No protocol, no arithmetic, no policy of its own.
 
-    identity, manifest -> transport -> verified state -> rounds: train, offer, follow, evaluate -> leave
+identity, manifest -> transport -> verified state -> rounds: train, offer, follow, evaluate -> leave
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NoReturn, TypeVar
 
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ArithmeticMismatch, BudgetSpent, NetworkError, P2PNodeError, PeerFault
@@ -23,11 +23,11 @@ from p2pnode.invite import MAX_ADDRESSES, Invite
 from p2pnode.manifest import RunManifest
 from p2pnode.manifest_file import dump_manifest, sign_manifest
 from p2pnode.members import Members
-from p2pnode.reporting import Reporter, RoundReport
 from p2pnode.replica.chain import Link
 from p2pnode.replica.outer import buffers
 from p2pnode.replica.roster import Roster
 from p2pnode.replica.state import NO_PARENT, GlobalState
+from p2pnode.reporting import Reporter, RoundReport
 from p2pnode.results import Outcome, write_outcome
 from p2pnode.round.effects import Behind, Committed, Discarded, Halt, Rejected, Waiting
 from p2pnode.round.rules import Rules
@@ -59,9 +59,7 @@ async def _run(config: NodeConfig, sink: EventSink) -> int:
             try:
                 await node.run()
             except _Stopped:
-                sink.emit(
-                    "stopped", reason=stopping.reason, round=None, state_digest=None, epsilon=None, delta=None
-                )
+                sink.emit("stopped", reason=stopping.reason, round=None, state_digest=None, epsilon=None, delta=None)
             finally:
                 await node.close()
     return 0
@@ -147,9 +145,7 @@ class Node:
     def _found(self) -> Run:
         choice = self._config.run
         if choice.manifest is not None:
-            manifest, signature = load_run(
-                choice.manifest, self._identity, unsafe_no_privacy=choice.unsafe_no_privacy
-            )
+            manifest, signature = load_run(choice.manifest, self._identity, unsafe_no_privacy=choice.unsafe_no_privacy)
             check_run(manifest)
         else:
             manifest = found_run(
@@ -248,7 +244,7 @@ class Node:
 
     async def _work(self, exchange: GradientExchange, worker: Worker) -> None:
         """Local work, round after round."""
-        while not self._stopping.requested:
+        while not self._stopping.requested():
             machine = exchange.machine
             number, state = machine.round, machine.state
             if not machine.wants_update or self._end(state.round):
@@ -257,7 +253,7 @@ class Node:
                 continue
 
             def cancelled(number: int = number) -> bool:
-                return self._stopping.requested or not exchange.running or exchange.machine.round != number
+                return self._stopping.requested() or not exchange.running or exchange.machine.round != number
 
             self._sink.emit("training", round=number)
             try:
@@ -267,7 +263,7 @@ class Node:
                 self._stopping.request("the privacy budget is spent")
                 return
             self._epsilon = result.epsilon
-            if self._stopping.requested:
+            if self._stopping.requested():
                 return
             if exchange.machine.round != number or not result.complete:
                 reason = "the others certified the round without our update"
@@ -282,7 +278,7 @@ class Node:
 
     async def _follow(
         self, run: Run, exchange: GradientExchange, server: SyncServer, reporter: Reporter, members: Members
-    ) -> None:
+    ) -> NoReturn:
         """Everything that comes of the rounds."""
         transport = self._require(self._transport)
         while True:
@@ -307,9 +303,7 @@ class Node:
                     self._write_invite(run, transport, state)
                     self._round_began.set()
                 case Discarded():
-                    self._sink.emit(
-                        "discarded", round=outcome.round, attempt=outcome.attempt, reason=outcome.reason
-                    )
+                    self._sink.emit("discarded", round=outcome.round, attempt=outcome.attempt, reason=outcome.reason)
                 case Rejected():
                     self._sink.emit(
                         "rejected", clause=outcome.clause, peer=outcome.peer.text, round=exchange.machine.round
@@ -440,9 +434,7 @@ class Node:
 
     # telling
 
-    def _tell_started(
-        self, run: Run, transport: Transport, number: int, digest: bytes, roster: Roster | None
-    ) -> None:
+    def _tell_started(self, run: Run, transport: Transport, number: int, digest: bytes, roster: Roster | None) -> None:
         manifest, privacy = run.manifest, run.manifest.privacy
         roster_digest = roster.digest if roster else (run.invite.roster_digest if run.invite else b"")
         invite = self._invite(manifest, transport, number, digest, roster_digest)

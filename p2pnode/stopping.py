@@ -1,4 +1,4 @@
-"""When and why the node stops: a person's signal, a closed terminal, its launcher's death, the clock, or the run's end."""
+"""When and why the node stops: a signal, a closed terminal, its launcher's death, the clock, or the run's end."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ class Stopping:
         self.reason = ""
         self.by_itself = True  # the run or an option ended it, not a signal
 
-    @property
     def requested(self) -> bool:
-        """Whether to stop. May be read from any thread."""
+        """Whether to stop. May be asked from any thread."""
         return self._event.is_set()
 
     async def wait(self) -> None:
@@ -50,7 +49,7 @@ async def watch_for_stop(stopping: Stopping, for_seconds: float | None) -> Async
     handled = []
 
     def on_signal(number: signal.Signals) -> None:
-        if stopping.requested and not stopping.by_itself:
+        if stopping.requested() and not stopping.by_itself:
             _end_now(130)
         stopping.request(f"told to by {number.name}", by_itself=False)
         # A hung disk or thread must not keep a person waiting; everything durable is fsynced before it is relied on.

@@ -301,7 +301,7 @@ class SyncClient:
         total = values * (1 + buffers(manifest.training.outer))
         count = chunk_count(total)
         tensors = np.empty(total, dtype="<f4")
-        view = memoryview(tensors).cast("B")
+        view = tensors.data.cast("B")
         header = link.header
         index = failures = 0
         while index < count:
@@ -323,9 +323,7 @@ class SyncClient:
             except (NetworkError, PeerFault) as error:
                 failures += 1
                 self._log(f"{peer.short} can't help with the state: {error}")
-        state = GlobalState(
-            manifest.digest, link.round, header.parent if header else b"", link.roster, tensors, values
-        )
+        state = GlobalState(manifest.digest, link.round, header.parent if header else b"", link.roster, tensors, values)
         if state.digest != link.digest or not bool(np.all(np.isfinite(tensors))):
             raise Unreachable("the fetched state is not the attested one")
         return state

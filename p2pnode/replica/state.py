@@ -1,6 +1,6 @@
 """The global state of a run: float32 tensors and the roster, named by a digest that chains it to its parent.
 
-    state_digest(r) = BLAKE3 over (manifest digest, r, state_digest(r-1), roster digest, root of the chunk tree)
+state_digest(r) = BLAKE3 over (manifest digest, r, state_digest(r-1), roster digest, root of the chunk tree)
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class GlobalState:
 
     @cached_property
     def _bytes(self) -> memoryview:
-        return memoryview(self.tensors.astype("<f4", copy=False)).cast("B")
+        return self.tensors.astype("<f4", copy=False).data.cast("B")
 
     def chunk(self, index: int) -> memoryview:
         """Chunk number `index` of the tensors' little-endian bytes."""

@@ -29,7 +29,7 @@ EARLY_BYTES: Final = 1 << 20  # on top of two encoded states
 
 @dataclass(frozen=True)
 class Durable:
-    """What was on disk when the node started: the last `Persist` of each name, and the last certified round's record."""
+    """What was on disk at the start: the last `Persist` of each name, and the last certified round's record."""
 
     promise: bytes | None = None
     update: bytes | None = None

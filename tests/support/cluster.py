@@ -15,8 +15,15 @@ import numpy as np
 from blake3 import blake3
 
 from p2pnode.identity import PeerId, PeerIdentity
-from p2pnode.manifest import DeadlinesSection, ExchangeSection, LimitsSection, PrivacySection, RosterSection
-from p2pnode.manifest import RunManifest, TaskSection
+from p2pnode.manifest import (
+    DeadlinesSection,
+    ExchangeSection,
+    LimitsSection,
+    PrivacySection,
+    RosterSection,
+    RunManifest,
+    TaskSection,
+)
 from p2pnode.replica.chain import Certified, Link
 from p2pnode.replica.roster import Roster, RosterEntry
 from p2pnode.replica.state import NO_PARENT, GlobalState
@@ -122,10 +129,12 @@ class Cluster:
         disk = node.disk
         durable = Durable(disk.get("promise"), disk.get("update"), disk.get("lock"), disk.get("record"))
         state = node.state or self.genesis
-        node.machine = RoundMachine(self.rules, node.identity, state, durable, self.random.randbytes, self.now)
+        node.machine = RoundMachine(
+            self.rules, node.identity, Link.of(state), state, durable, self.random.randbytes, self.now
+        )
         node.training_until = None
         for other, running in self.nodes.items():
-            if other != peer and running.machine is None:
+            if other != peer and running.machine is None and self.now > 0:
                 node.machine.peer_gone(other, self.now)
         self._carry_out(peer)
 

@@ -1,0 +1,176 @@
+"""Attempts: entering one, waiting for the others, convening, and giving up on a convener or a group that is stuck."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from blake3 import blake3
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from p2pnode.identity import PeerId
+from p2pnode.messages import ENTRY, PROPOSAL
+from p2pnode.replica.proposal import Group, check_group, convener_of, least_contributors
+from p2pnode.round.asking import ask
+from p2pnode.round.context import Context
+from p2pnode.round.deciding import accept
+from p2pnode.round.effects import Discarded, Persist
+from p2pnode.round.frames import Kind, frame
+from p2pnode.round.gathering import admit, make_proposal, valid_leave
+from p2pnode.round.progress import others
+from p2pnode.wire.journal_pb2 import PromiseRecord
+from p2pnode.wire.round_pb2 import Lock as LockMessage
+from p2pnode.wire.round_pb2 import Relock, RoundEntry, Want
+
+RESEND_SECONDS: Final = 1.5  # an entry that got no proposal yet is sent again
+JUMP_SECONDS: Final = 0.5  # waited at an attempt before following others to a higher one
+GRACE_SECONDS: Final = 2.0  # given to a convener beyond the gathering deadline
+
+
+def gather(c: Context, now: float) -> None:
+    """Take our attempt a step further: enter, wait, propose, or give up and enter the next."""
+    r = c.round
+    if r.group is not None:
+        message = r.group.proposal.message
+        deadline = r.group_at + (message.contribute_ms + message.close_ms + message.vote_ms) / 1000
+        stuck = _stuck(c, r.group)
+        if now < deadline and not stuck:
+            c.say("for the exchange and the votes")
+            return
+        c.tell(Discarded(r.base.round, r.group.attempt, stuck or "no quorum of votes in time"))
+        r.attempt = -1
+        floor = r.floor()
+        r.group = None
+        _enter(c, max(floor, _seen(c)), now)
+        return
+    if r.attempt < 0:
+        _enter(c, max(r.floor(), _seen(c)), now)
+        return
+    convener = convener_of(c.state.roster, r.base, r.attempt)
+    if convener != c.me and convener in c.gone and not c.gone.issuperset(c.state.roster.members):
+        _enter(c, max(r.attempt + 1, _seen(c)), now)
+        return
+    seen = _seen(c)
+    if seen > r.attempt and now >= r.entered_at + JUMP_SECONDS:
+        _enter(c, seen, now)
+        return
+    entries = r.gathering.at(r.attempt)
+    members = [peer for peer in c.state.roster.members if peer in entries]
+    enough = len(members) >= c.state.roster.quorum
+    if enough and r.quorum_at is None:
+        r.quorum_at = now
+    gather = c.rules.manifest.deadlines.gather
+    provisional_at = max(r.started + c.rules.manifest.roster.provisional_after, r.entered_at + gather)
+    if convener == c.me:
+        expected = (set(c.state.roster.members) | c.hoped) - c.gone - {c.me}
+        missing = [peer for peer in expected if peer not in entries]
+        if enough and (not missing or now >= (r.quorum_at or now) + gather):
+            _propose(c, entries, now, provisional=False)
+        elif not enough and now >= provisional_at:
+            _propose(c, entries, now, provisional=True)
+        else:
+            c.say(f"for {len(missing)} more peer{'s' * (len(missing) != 1)} to finish local work")
+    else:
+        late = r.quorum_at is not None and now >= r.quorum_at + gather + GRACE_SECONDS
+        if late or now >= provisional_at + gather + GRACE_SECONDS:
+            c.tell(Discarded(r.base.round, r.attempt, f"its convener {convener.short} is silent"))
+            _enter(c, max(r.attempt + 1, _seen(c)), now)
+            return
+        c.say("for the others to finish local work" if enough else "for a quorum of the roster")
+    if now >= r.resend_at and r.group is None:
+        r.resend_at = now + RESEND_SECONDS
+        send_entry(c, c.state.roster.members)
+
+
+def _seen(c: Context) -> int:
+    """The highest attempt that another roster member entered."""
+    return c.round.gathering.highest(others(c.state.roster.members, c.me))
+
+
+def _stuck(c: Context, group: Group) -> str:
+    """Why waiting for this group is pointless; "" if it is not."""
+    exchange = c.round.exchange_for(group)
+    if exchange.closing is None:
+        if group.proposal.sender in c.gone:
+            return "its convener is gone"
+        gone = [p for p in exchange.group.parts if p.reducer in c.gone]
+        if any(p.index not in exchange.outputs or not exchange.outputs[p.index].complete for p in gone):
+            return "a reducer is gone"
+    return ""
+
+
+def _enter(c: Context, attempt: int, now: float) -> None:
+    """Promise, and sign an entry for `attempt` or the next one whose convener is not known to be gone."""
+    r = c.round
+    roster = c.state.roster
+    for _ in roster.members:
+        convener = convener_of(roster, r.base, attempt)
+        if convener == c.me or convener not in c.gone:
+            break
+        attempt += 1
+    r.attempt = r.promised = attempt
+    r.entered_at, r.quorum_at, r.resend_at = now, None, now + RESEND_SECONDS
+    promise = PromiseRecord(round=r.base.round, parent=r.base.parent, attempt=attempt)
+    c.tell(Persist("promise", promise.SerializeToString()))
+    key = X25519PrivateKey.from_private_bytes(c.random(32)).public_key()
+    entry = RoundEntry(
+        slot=r.base.at(attempt),
+        nonce_digest=blake3(c.random(32)).digest(),
+        bandwidth=c.bandwidth,
+        exchange_key=key.public_bytes_raw(),
+        contributes=r.offer is not None,
+        leaving=c.leaving,
+    )
+    if r.lock is not None:
+        entry.lock.CopyFrom(
+            LockMessage(attempt=r.lock.attempt, closing=r.lock.closing, state_digest=r.lock.state_digest)
+        )
+    r.gathering.add(ENTRY.seal(c.identity, entry))
+    send_entry(c, roster.members)
+    c.changed = True
+
+
+def send_entry(c: Context, peers: Iterable[PeerId]) -> None:
+    own = c.round.gathering.at(c.round.attempt).get(c.me)
+    if own is not None:
+        c.send(peers, [frame(Kind.ENTRY, own.raw)])
+
+
+def _propose(c: Context, entries: Iterable[PeerId], now: float, *, provisional: bool) -> None:
+    r = c.round
+    chosen = admit(r.gathering.at(r.attempt), r.base, c.state.roster, c.rules.manifest)
+    relock = None
+    locks = [entry.message.lock for entry in chosen if entry.message.HasField("lock")]
+    if locks:
+        highest = max(locks, key=lambda lock: lock.attempt)
+        exchange = r.exchange_closed_by(highest.closing)
+        if exchange is None or exchange.closing is None:
+            holders = [e.sender for e in chosen if e.message.lock.closing == highest.closing]
+            ask(c, Want(kind=Want.CLOSING, digest=highest.closing), holders, now)
+            return
+        relock = Relock(proposal=exchange.group.proposal.raw, closing=exchange.closing.raw)
+    else:
+        missing = least_contributors(r.base, c.rules.manifest) - sum(e.message.contributes for e in chosen)
+        if missing > 0:
+            c.say(f"for {missing} more contributor{'s' * (missing != 1)}")
+            return
+    leaves = [leave for leave in r.gathering.leaves.values() if valid_leave(leave, r.base, c.state.roster)]
+    message = make_proposal(
+        r.base,
+        r.attempt,
+        chosen,
+        leaves,
+        c.state.roster,
+        c.rules.manifest,
+        c.rules.values,
+        provisional=provisional,
+        relock=relock,
+    )
+    proposal = PROPOSAL.seal(c.identity, message)
+    group = check_group(proposal, r.base, c.state.roster, c.rules.manifest, c.rules.values)
+    r.groups[proposal.digest] = group
+    for peer in entries:
+        if peer not in group.entries:
+            r.late.add(peer)
+    c.send(c.audience(group), [frame(Kind.PROPOSAL, proposal.raw)])
+    accept(c, group, now)

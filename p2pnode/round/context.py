@@ -1,0 +1,99 @@
+"""What all parts of the round machine share: who we are, the state, the round in progress, and the effects so far."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from p2pnode.identity import PeerId, PeerIdentity
+from p2pnode.messages import SlotBase
+from p2pnode.replica.chain import Link
+from p2pnode.replica.proposal import Group
+from p2pnode.replica.state import GlobalState
+from p2pnode.round.effects import Effect, Waiting
+from p2pnode.round.frames import Send
+from p2pnode.round.group_exchange import GroupExchange
+from p2pnode.round.progress import EARLY_BYTES, Early, Progress, others
+from p2pnode.round.rules import Rules
+
+KEPT_RECORDS: Final = 16  # rounds whose certificate we answer with
+KEPT_OUTPUTS: Final = 2  # rounds whose outputs we hand out
+
+
+@dataclass(frozen=True)
+class Past:
+    """A round that we certified: its record, and while it is recent its exchange."""
+
+    record: bytes
+    exchange: GroupExchange | None
+
+
+@dataclass
+class Context:
+    """Mutable; belongs to one machine. `random`: n -> n bytes from the system's secure source."""
+
+    rules: Rules
+    identity: PeerIdentity
+    random: Callable[[int], bytes]
+    state: GlobalState
+    round: Progress
+    early: Early  # frames of this round that need a proposal, a commitment or a header first
+    future: Early = field(default_factory=lambda: Early(EARLY_BYTES))  # frames of the next round
+    bandwidth: int = 10_000_000  # bytes a second; the driver sets what it measures
+    leaving: bool = False
+    gone: set[PeerId] = field(default_factory=set)
+    hoped: set[PeerId] = field(default_factory=set)  # contributors that are expected though not on the roster
+    past: dict[int, Past] = field(default_factory=dict)
+    changed: bool = False  # something was done: look again what can be done
+    replay: bool = False  # frames that were kept may be of use now
+    waiting: str = ""
+    effects: list[Effect] = field(default_factory=list)
+
+    @property
+    def me(self) -> PeerId:
+        """Ourselves."""
+        return self.identity.peer_id
+
+    def begin(self, link: Link, now: float) -> None:
+        """Begin the round after `self.state`, which `link` attests."""
+        self.round = first_progress(self.rules, self.me, self.state, link, now)
+        self.early.take()
+        for sender, data in self.future.take():
+            self.early.add(sender, data)
+        self.waiting = ""
+        self.changed = self.replay = True
+
+    def keep_past(self, number: int, past: Past) -> None:
+        """Keep a certified round for those who ask, and let old ones go."""
+        self.past[number] = past
+        for old in list(self.past):
+            if old <= number - KEPT_RECORDS:
+                del self.past[old]
+            elif old <= number - KEPT_OUTPUTS:
+                self.past[old] = Past(self.past[old].record, None)
+
+    def audience(self, group: Group) -> tuple[PeerId, ...]:
+        """Who hears of a group's outcome: everybody in it, and the whole roster."""
+        return others({*group.entries, *group.exchange.entries, *self.state.roster.members}, self.me)
+
+    def tell(self, effect: Effect) -> None:
+        """Add an effect."""
+        self.effects.append(effect)
+
+    def send(self, peers: Iterable[PeerId], frames: Iterable[bytes], *, bulk: bool = False) -> None:
+        """Add a Send, to all of `peers` but ourselves. `frames` can be iterated more than once."""
+        to = others(peers, self.me)
+        if to:
+            self.tell(Send(to, frames, bulk))
+
+    def say(self, reason: str) -> None:
+        """Tell what we wait for, once."""
+        if reason != self.waiting:
+            self.waiting = reason
+            self.tell(Waiting(reason))
+
+
+def first_progress(rules: Rules, me: PeerId, state: GlobalState, link: Link, now: float) -> Progress:
+    """A round about to begin."""
+    return Progress(rules, me, SlotBase(state.run, state.round + 1, state.digest), link, now)

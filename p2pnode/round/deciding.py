@@ -1,0 +1,190 @@
+"""From a proposal to a certificate: contribute, reduce, close, vote, and commit what a quorum voted for."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from p2pnode.errors import PeerFault
+from p2pnode.messages import CLOSING, COMMITMENT, OUTPUT, VOTE
+from p2pnode.replica.chain import Certified, assemble
+from p2pnode.replica.outer import outer_step, self_test
+from p2pnode.replica.proposal import Group
+from p2pnode.replica.state import GlobalState
+from p2pnode.round.aggregation import reduce_part
+from p2pnode.round.asking import GRACE_SECONDS, want_certificate, want_outputs
+from p2pnode.round.context import Context, Past
+from p2pnode.round.contribution import Contribution
+from p2pnode.round.effects import Committed, Halt, Persist, Rejected
+from p2pnode.round.frames import Kind, Send, frame
+from p2pnode.round.group_exchange import GroupExchange
+from p2pnode.round.output import Output, output_tree
+from p2pnode.round.progress import Lock, encode_lock
+from p2pnode.wire.round_pb2 import Vote
+
+
+def accept(c: Context, group: Group, now: float) -> None:
+    """Act on a checked proposal: contribute, if our entry is in it."""
+    r = c.round
+    r.group, r.group_at = group, now
+    exchange = r.exchange_for(group)
+    if group.closing is not None:
+        exchange.take_closing(group.closing)
+    own = r.gathering.at(group.attempt).get(c.me)
+    listed = group.entries.get(c.me)
+    ours = own is not None and listed is not None and own.digest == listed.digest
+    if group.base is None and ours and r.offer is not None and _may_sign(c, group):
+        contribution = exchange.contribution = Contribution(c.rules, group, r.offer)
+        exchange.commitment = COMMITMENT.seal(c.identity, contribution.commitment(r.base))
+        for part in group.parts:
+            if part.reducer == c.me:
+                exchange.take_commitment(exchange.commitment)
+                exchange.rows[c.me].fill(contribution.encoded[part.index])
+            else:
+                row = contribution.row(part, exchange.commitment)
+                c.tell(Send((part.reducer,), row, bulk=True))
+    c.changed = True
+    c.replay = True
+
+
+def _may_sign(c: Context, group: Group) -> bool:
+    r = c.round
+    return group.attempt >= r.promised and group.attempt > r.sealed
+
+
+def exchange_step(c: Context, group: Group, now: float) -> None:
+    """Do what our part in `group` asks for by now: reduce, close, vote, or ask for what is missing."""
+    r = c.round
+    exchange = r.exchange_for(group)
+    if group.base is None and _may_sign(c, group):
+        _reduce(c, group, exchange, now)
+        if group.proposal.sender == c.me and exchange.closing is None and exchange.complete:
+            closing = CLOSING.seal(c.identity, exchange.closing_message())
+            exchange.take_closing(closing)
+            c.send(c.audience(group), [frame(Kind.CLOSING, closing.raw)])
+            r.next_want = now + GRACE_SECONDS
+            c.changed = True
+    try:
+        if exchange.closed():
+            _vote(c, group, exchange)
+    except PeerFault as fault:
+        c.tell(Rejected(group.exchange.proposal.sender, fault.clause, fault.detail))
+        return
+    if exchange.closing is not None and not exchange.complete:
+        want_outputs(c, exchange, now)
+
+
+def _reduce(c: Context, group: Group, exchange: GroupExchange, now: float) -> None:
+    """Sign our part's output once every row is settled, or the time for rows is up."""
+    r = c.round
+    if exchange.part is None or exchange.reduced or c.me not in group.entries:
+        return
+    rows = exchange.complete_rows()
+    overdue = now >= r.group_at + group.proposal.message.contribute_ms / 1000
+    if not rows or not (overdue or exchange.rows_settled(frozenset(c.gone))):
+        return
+    header, data = reduce_part(c.rules, exchange.part, rows)
+    exchange.reduced = True
+    header.slot.CopyFrom(r.base.at(group.attempt))
+    header.group = group.digest
+    header.root = output_tree(c.rules, exchange.part, data).root
+    output = exchange.keep(Output.whole(c.rules, exchange.part, OUTPUT.seal(c.identity, header), data))
+    exchange.rows.clear()
+    c.changed = True
+    c.tell(Send(c.audience(group), output.frames(), bulk=True))
+
+
+def _vote(c: Context, group: Group, exchange: GroupExchange) -> None:
+    r = c.round
+    closing = exchange.closing
+    voted = r.lock is not None and r.lock.attempt >= group.attempt
+    if closing is None or voted or c.me not in group.electorate or group.attempt < r.promised:
+        return
+    state = _shadow(c, exchange)
+    if state is None:
+        return
+    r.lock = Lock(group.attempt, closing.digest, state.digest)
+    r.promised = max(r.promised, group.attempt)
+    c.tell(Persist("lock", encode_lock(r.base, group.attempt, state.digest, exchange)))
+    vote = VOTE.seal(c.identity, Vote(slot=r.base.at(group.attempt), closing=closing.digest, state_digest=state.digest))
+    r.ballot.add(vote, r.base, c.state.roster)
+    c.changed = True
+    c.send(c.audience(group), [frame(Kind.VOTE, vote.raw)])
+
+
+def _shadow(c: Context, exchange: GroupExchange) -> GlobalState | None:
+    """The state that a closed exchange leads to, on a shadow copy; None if it is not finite."""
+    r = c.round
+    closing = exchange.closing
+    if closing is None:
+        return None
+    if closing.digest not in r.shadows:
+        self_test()
+        manifest = c.rules.manifest
+        try:
+            tensors = outer_step(manifest.training.outer, c.state.tensors, exchange.averaged())
+        except ValueError:
+            tensors = np.full(1, np.nan, dtype=np.float32)
+        state = None
+        if bool(np.all(np.isfinite(tensors))):
+            committed = exchange.group.committed(r.base, closing.message)
+            roster = c.state.roster.after(committed, manifest)
+            state = GlobalState(c.state.run, r.base.round, r.base.parent, roster, tensors, c.state.parameter_count)
+        r.shadows[closing.digest] = state
+    return r.shadows[closing.digest]
+
+
+def settle(c: Context, now: float) -> bool:
+    """Commit the round if it is certified and all outputs are here; whether it did."""
+    r = c.round
+    if r.certificate is not None:
+        exchange = r.exchange_for(r.certificate.group)
+        if exchange.complete:
+            return _commit(c, r.certificate, exchange, now)
+        want_outputs(c, exchange, now, tuple(vote.sender for vote in r.certificate.votes))
+        return False
+    for group in list(r.groups.values()):
+        votes = r.ballot.winner(group)
+        if not votes:
+            continue
+        exchange = r.exchange_for(group)
+        closing = exchange.closing
+        if closing is None or closing.digest != votes[0].message.closing:
+            want_certificate(c, [vote.sender for vote in votes], now)
+        elif not exchange.complete:
+            want_outputs(c, exchange, now, tuple(vote.sender for vote in votes))
+        else:
+            state = _shadow(c, exchange)
+            if state is None or state.digest != votes[0].message.state_digest:
+                return _halt(c)
+            headers = [exchange.outputs[part.index].header for part in exchange.group.parts]
+            return _commit(c, assemble(r.link, group, closing, headers, votes, state), exchange, now)
+        return False
+    voters = r.ballot.voters_elsewhere(c.state.roster)
+    if voters:
+        want_certificate(c, voters, now)
+    return False
+
+
+def _halt(c: Context) -> bool:
+    c.tell(Halt("a quorum certified another state than this node computed from the same outputs"))
+    c.round.groups.clear()
+    return False
+
+
+def _commit(c: Context, certified: Certified, exchange: GroupExchange, now: float) -> bool:
+    r = c.round
+    state = _shadow(c, exchange)
+    if state is None or state.digest != certified.link.digest:
+        r.certificate = None
+        return _halt(c)
+    voted = [group for group in r.groups.values() if group.attempt == certified.link.attempt]
+    if any(group.proposal.sender == c.me for group in voted):
+        c.send(r.late - set(certified.group.entries), [frame(Kind.CERTIFICATE, certified.record)])
+    outputs = tuple(bytes(exchange.outputs[part.index].data) for part in exchange.group.parts)
+    contributed = c.me in certified.link.contributors
+    c.keep_past(r.base.round, Past(certified.record, exchange))
+    c.hoped = (set(certified.link.contributors) | r.late) - {c.me}
+    c.state = state
+    c.tell(Committed(certified, state, contributed, outputs))
+    c.begin(certified.link, now)
+    return True

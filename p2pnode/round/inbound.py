@@ -1,0 +1,230 @@
+"""Inbound messages: each is checked and kept, and ends ACCEPT, IGNORE or REJECT with its clause's name.
+
+What follows from a message is not decided here, but when the machine next looks what it can do.
+"""
+
+from __future__ import annotations
+
+from typing import Final, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from p2pnode.errors import PeerFault
+from p2pnode.identity import PeerId
+from p2pnode.messages import (
+    CLOSING,
+    COMMITMENT,
+    ENTRY,
+    LEAVE,
+    OUTPUT,
+    PROPOSAL,
+    VOTE,
+    FutureRound,
+    Ignored,
+    NotYet,
+    StaleRound,
+    check_slot,
+    reject,
+)
+from p2pnode.replica.chain import check_record, decode_record
+from p2pnode.replica.proposal import check_entry, check_group
+from p2pnode.round.asking import want_certificate
+from p2pnode.round.attempts import send_entry
+from p2pnode.round.context import Context
+from p2pnode.round.deciding import accept
+from p2pnode.round.effects import Behind, Outcome, Rejected, Verdict
+from p2pnode.round.frames import Kind, frame, unframe
+from p2pnode.round.gathering import valid_leave
+from p2pnode.round.group_exchange import GroupExchange
+from p2pnode.wire.round_pb2 import Chunk, OutputChunk, Want
+
+FUTURE_BEFORE_BEHIND: Final = 2  # certificates of later rounds in answer to requests for ours
+
+M = TypeVar("M", bound=Message)
+
+
+def take(c: Context, sender: PeerId, data: bytes, now: float) -> Verdict:
+    """One inbound frame from `sender`, whom the transport authenticated."""
+    try:
+        kind, payload = unframe(data, c.rules.manifest.limits.chunk_bytes)
+        try:
+            _dispatch(c, sender, kind, payload, now)
+        except FutureRound:
+            if kind in (Kind.ENTRY, Kind.PROPOSAL):
+                c.future.add(sender, data)
+            want_certificate(c, [sender], now)
+            raise
+        except NotYet:
+            c.early.add(sender, data)
+            raise
+    except PeerFault as fault:
+        c.tell(Rejected(sender, fault.clause, fault.detail))
+        return Verdict(Outcome.REJECT, fault.clause)
+    except Ignored as ignored:
+        return Verdict(Outcome.IGNORE, ignored.clause)
+    return Verdict(Outcome.ACCEPT)
+
+
+def _dispatch(c: Context, sender: PeerId, kind: Kind, payload: bytes, now: float) -> None:
+    match kind:
+        case Kind.ENTRY:
+            _on_entry(c, sender, payload)
+        case Kind.PROPOSAL:
+            _on_proposal(c, payload, now)
+        case Kind.COMMITMENT:
+            commitment = COMMITMENT.open(payload)
+            check_slot(commitment.message.slot, c.round.base)
+            _exchange(c, commitment.message.group).take_commitment(commitment)
+            c.replay = True
+        case Kind.CHUNK:
+            _on_chunk(c, sender, payload)
+        case Kind.OUTPUT:
+            header = OUTPUT.open(payload)
+            check_slot(header.message.slot, c.round.base)
+            _exchange(c, header.message.group).take_header(header)
+            c.replay = True
+        case Kind.OUTPUT_CHUNK:
+            _on_output_chunk(c, payload)
+        case Kind.CLOSING:
+            closing = CLOSING.open(payload)
+            check_slot(closing.message.slot, c.round.base)
+            _exchange(c, closing.message.group).take_closing(closing)
+        case Kind.VOTE:
+            c.round.ballot.add(VOTE.open(payload), c.round.base, c.state.roster)
+        case Kind.CERTIFICATE:
+            _on_certificate(c, sender, payload)
+        case Kind.LEAVE:
+            leave = LEAVE.open(payload)
+            if not valid_leave(leave, c.round.base, c.state.roster):
+                raise Ignored("leave-outdated")
+            c.round.gathering.leaves[leave.sender] = leave
+        case Kind.WANT:
+            _on_want(c, sender, _decode(Want, payload, "want-form"))
+
+
+def _exchange(c: Context, digest: bytes) -> GroupExchange:
+    group = c.round.groups.get(digest)
+    if group is None or group.base is not None:
+        raise NotYet("group-unknown")
+    return c.round.exchange_for(group)
+
+
+def _on_entry(c: Context, sender: PeerId, payload: bytes) -> None:
+    r = c.round
+    entry = ENTRY.open(payload)
+    try:
+        attempt = check_slot(entry.message.slot, r.base)
+    except StaleRound:
+        if sender == entry.sender:
+            _send_certificate(c, sender, int(entry.message.slot.round))
+            c.hoped.add(sender)
+        raise
+    check_entry(entry, c.state.roster, c.rules.manifest)
+    new = r.gathering.add(entry)
+    if r.group is not None and entry.sender not in r.group.entries:
+        r.late.add(entry.sender)
+    if attempt < r.attempt and sender == entry.sender:
+        send_entry(c, [sender])  # tells it which attempt we are at
+    if not new:
+        raise Ignored("entry-known")
+
+
+def _on_proposal(c: Context, payload: bytes, now: float) -> None:
+    r = c.round
+    proposal = PROPOSAL.open(payload)
+    if proposal.digest in r.groups:
+        raise Ignored("proposal-known")
+    group = check_group(proposal, r.base, c.state.roster, c.rules.manifest, c.rules.values)
+    if any(known.attempt == group.attempt for known in r.groups.values()):
+        raise reject("proposal-equivocation", f"{proposal.sender} signed two for one slot")
+    r.groups[proposal.digest] = group
+    r.forget_old()
+    if group.attempt < r.promised or (r.group is not None and group.attempt <= r.group.attempt):
+        raise Ignored("proposal-promised")
+    if group.provisional and now < r.started + c.rules.manifest.roster.provisional_after:
+        r.too_early = group
+        raise Ignored("proposal-provisional-early")
+    accept(c, group, now)
+
+
+def _on_chunk(c: Context, sender: PeerId, payload: bytes) -> None:
+    chunk = _decode(Chunk, payload, "chunk-form")
+    try:
+        _exchange(c, chunk.group).take_chunk(sender, chunk)
+    except PeerFault as fault:
+        if fault.clause == "chunk-proof":  # it convicts nobody: ask for the right one
+            again = Want(kind=Want.CHUNK, digest=chunk.group, part=chunk.part, index=chunk.index)
+            c.send([sender], [frame(Kind.WANT, again.SerializeToString())])
+        raise
+
+
+def _on_output_chunk(c: Context, payload: bytes) -> None:
+    chunk = _decode(OutputChunk, payload, "output-chunk-form")
+    for exchange in c.round.exchanges.values():
+        if exchange.output_for(chunk.header) is not None:
+            exchange.take_output_chunk(chunk)
+            return
+    raise NotYet("output-chunk-headless")
+
+
+def _on_certificate(c: Context, sender: PeerId, payload: bytes) -> None:
+    r = c.round
+    record = decode_record(payload)
+    if record.header.round < r.base.round:
+        raise StaleRound("slot-stale")
+    if record.header.round > r.base.round:
+        r.future_certificates += 1
+        if r.future_certificates >= FUTURE_BEFORE_BEHIND:
+            r.future_certificates = 0
+            c.tell(Behind((sender,)))
+        raise FutureRound("slot-future")
+    if record.header.parent != r.base.parent:
+        raise Ignored("record-fork")
+    if r.certificate is not None:
+        raise Ignored("record-known")
+    certified = check_record(record, r.link, c.rules.manifest, c.rules.values)
+    exchange = r.exchange_for(certified.group)
+    exchange.closing = None  # what is certified overrules a Closing that was not
+    exchange.take_closing(certified.closing)
+    for header in certified.outputs:
+        exchange.take_header(header)
+    r.certificate, r.next_want = certified, 0.0
+
+
+def _on_want(c: Context, sender: PeerId, want: Want) -> None:
+    if want.kind == Want.CERTIFICATE:
+        _send_certificate(c, sender, int(want.round))
+        return
+    exchanges = list(c.round.exchanges.values())
+    exchanges += [past.exchange for past in c.past.values() if past.exchange is not None]
+    for exchange in exchanges:
+        if want.kind == Want.CHUNK and want.digest == exchange.group.digest and exchange.contribution is not None:
+            part = next((p for p in exchange.group.parts if p.index == want.part and p.reducer == sender), None)
+            if part is None or want.index >= c.rules.chunks(part):
+                raise reject("want-form", "no such chunk for you")
+            c.send([sender], [exchange.contribution.chunk_frame(part, int(want.index))], bulk=True)
+            return
+        closing = exchange.closing
+        if want.kind == Want.CLOSING and closing is not None and closing.digest == want.digest:
+            proposal = frame(Kind.PROPOSAL, exchange.group.proposal.raw)
+            c.send([sender], [proposal, frame(Kind.CLOSING, closing.raw)])
+            return
+        output = exchange.output_for(want.digest) if want.kind == Want.OUTPUT else None
+        if output is not None and output.complete:
+            c.send([sender], output.frames(), bulk=True)
+            return
+    raise Ignored("want-unknown")
+
+
+def _send_certificate(c: Context, peer: PeerId, round_number: int) -> None:
+    """That round's certificate; if we have it no more, our newest, which tells how far the run has got."""
+    past = c.past.get(round_number) or c.past.get(c.state.round)
+    if past is not None and c.state.round >= round_number:
+        c.send([peer], [frame(Kind.CERTIFICATE, past.record)])
+
+
+def _decode(message_class: type[M], payload: bytes, clause: str) -> M:
+    try:
+        return message_class.FromString(payload)
+    except DecodeError:
+        raise reject(clause) from None
