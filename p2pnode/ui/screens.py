@@ -173,8 +173,7 @@ class PlainScreen(Screen):
     def _finish(self) -> None:
         self._ended.set()
         self._flush_rounds()
-        if self._view.rounds and not self._summarised:
-            self._summary(self._clocks.monotonic())
+        self._summary(self._clocks.monotonic())
         super()._finish()
 
     def _on_started(self, fields: Mapping[str, Any]) -> None:
@@ -225,6 +224,8 @@ class PlainScreen(Screen):
         self._held = 0
 
     def _summary(self, now: float) -> None:
+        if self._summarised or not (self._view.rounds or self._view.result):
+            return  # told already, or nothing happened
         self._summarised = True
         self._write(["", *summary_lines(self._view, now), ""])
 

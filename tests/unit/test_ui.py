@@ -211,6 +211,14 @@ def test_plain_lines_tell_the_story() -> None:
     assert screen.failure is None
 
 
+def test_no_summary_of_nothing() -> None:
+    screen, stream, _ = plain()
+    screen.emit("started", **STARTED)
+    screen.emit("stopped", **{**STOPPED, "reason": "interrupted"})
+    screen.close()
+    assert stream.getvalue().endswith("stopped: interrupted\n")
+
+
 def test_privacy_off_is_loud_on_every_screen() -> None:
     screen, stream, _ = plain()
     screen.emit("started", **{**STARTED, "privacy": "none", "epsilon_budget": None, "delta": None})
