@@ -114,7 +114,7 @@ def join(invite: tuple[str, ...], debug: bool, **options: Any) -> int:
         screen=options["screen"],
         debug=debug,
     )
-    screen = make_screen(config.screen, sys.stdout)
+    screen = make_screen(config.screen, sys.stdout, label=(config.run.name or "") if pasted else "")
     try:
         from p2pnode.node import run_node
 

@@ -26,7 +26,7 @@ from p2pnode.ui.text import (
     number,
     sparkline,
 )
-from p2pnode.ui.view import RunView, short_peer
+from p2pnode.ui.view import RunView
 
 REFRESHES_A_SECOND: Final = 4
 NOTICES_SHOWN: Final = 5
@@ -44,9 +44,9 @@ def can_redraw(stream: TextIO) -> bool:
 class FullScreen(Screen):
     """Redraws itself until closed, also when no event comes: the seconds of a wait go on."""
 
-    def __init__(self, stream: TextIO, clocks: Clocks | None = None) -> None:
+    def __init__(self, stream: TextIO, clocks: Clocks | None = None, label: str = "") -> None:
         super().__init__(stream, clocks)
-        self._view = RunView(began=self._clocks.monotonic())
+        self._view = RunView(began=self._clocks.monotonic(), label=label)
         # rich draws in its own thread, holding rich's lock, and what we print takes that lock too: so nothing of rich
         # is ever called while this one is held.
         self._view_lock = threading.Lock()
@@ -105,7 +105,7 @@ def draw(view: RunView, now: float) -> RenderableType:
     title = f'run "{clean(view.started.get("run"))}"' if view.started else "p2pnode"
     if view.started.get("task") and view.started["task"] != view.started.get("run"):
         title += f", {clean(view.started['task'])}"
-    subtitle = f"you are {short_peer(view.started['peer_id'])}" if view.started.get("peer_id") else ""
+    subtitle = Text(f"you are {view.me}" if view.me else "")
     return Group(
         Panel(table, title=Text(title, style="bold"), title_align="left", subtitle=subtitle, subtitle_align="right"),
         *notices[-NOTICES_SHOWN:],

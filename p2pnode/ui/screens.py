@@ -21,7 +21,7 @@ from p2pnode.ui.text import (
     format_seconds,
     number,
 )
-from p2pnode.ui.view import RunView, discarded_line, peer_line, rejected_line, round_line, short_peer
+from p2pnode.ui.view import RunView, discarded_line, peer_line, rejected_line, round_line
 
 QUIET_BETWEEN_ROUNDS: Final = 1.0  # seconds; rounds that come faster share a line
 LONG_WAIT: Final = 3.0  # seconds; shorter waits are not worth a line
@@ -110,11 +110,11 @@ def to_json(value: Any) -> Any:
 
 
 class PlainScreen(Screen):
-    """Lines for a pipe, a log file or a simple terminal."""
+    """Lines for a pipe, a log file or a simple terminal. label: what the person calls this node."""
 
-    def __init__(self, stream: TextIO, clocks: Clocks | None = None) -> None:
+    def __init__(self, stream: TextIO, clocks: Clocks | None = None, label: str = "") -> None:
         super().__init__(stream, clocks)
-        self._view = RunView(began=self._clocks.monotonic())
+        self._view = RunView(began=self._clocks.monotonic(), label=label)
         self._round_at = -math.inf
         self._held = 0  # rounds since the last line about one
         self._held_fields: Mapping[str, Any] = {}
@@ -178,7 +178,7 @@ class PlainScreen(Screen):
 
     def _on_started(self, fields: Mapping[str, Any]) -> None:
         run = f'run "{clean(fields.get("run"))}" ({clean(fields.get("run_id"))[:12]})'
-        self._say(f"started {run} as {short_peer(fields.get('peer_id'))}; home {clean(fields.get('home'))}")
+        self._say(f"started {run} as {self._view.me}; home {clean(fields.get('home'))}")
         if fields.get("privacy") == "none":
             self._write(banner_lines())
         elif fields.get("privacy"):
@@ -241,18 +241,21 @@ def banner_lines() -> list[str]:
     return ["", edge, *(f"*  {line:<{width}}  *" for line in PRIVACY_OFF), edge, ""]
 
 
-def make_screen(kind: str, stream: TextIO, clocks: Clocks | None = None) -> Screen:
-    """`json`, `plain`, `full`, or `auto`: full on a terminal that can, plain elsewhere. ValueError for another kind."""
+def make_screen(kind: str, stream: TextIO, clocks: Clocks | None = None, label: str = "") -> Screen:
+    """`json`, `plain`, `full`, or `auto`: full on a terminal that can, plain elsewhere. ValueError for another kind.
+
+    label: what the person calls this node, for the screens that people read.
+    """
     if kind == "json":
         return JsonScreen(stream, clocks)
     if kind == "plain" or (kind == "auto" and not stream.isatty()):
-        plain = PlainScreen(stream, clocks)
+        plain = PlainScreen(stream, clocks, label)
         plain.start()
         return plain
     if kind in ("auto", "full"):
         from p2pnode.ui.full import FullScreen, can_redraw
 
         if kind == "auto" and not can_redraw(stream):
-            return make_screen("plain", stream, clocks)
-        return FullScreen(stream, clocks)
+            return make_screen("plain", stream, clocks, label)
+        return FullScreen(stream, clocks, label)
     raise ValueError(f"no such screen: {kind}")

@@ -18,6 +18,7 @@ class RunView:
     """Updated by `apply` only. Times are seconds of the caller's monotonic clock."""
 
     began: float
+    label: str = ""  # what the person calls this node
     started: dict[str, Any] = field(default_factory=dict)  # fields of the event
     joined: dict[str, Any] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)  # fields of the last `round`
@@ -58,6 +59,12 @@ class RunView:
             if fields.get("round") is not None:
                 return int(fields["round"])
         return None
+
+    @property
+    def me(self) -> str:
+        """This node, by its label and the end of its peer id."""
+        peer = short_peer(self.started.get("peer_id") or "")
+        return f"{clean(self.label)} ({peer})" if self.label else peer
 
     @property
     def provisional(self) -> bool:

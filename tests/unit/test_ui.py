@@ -211,6 +211,15 @@ def test_plain_lines_tell_the_story() -> None:
     assert screen.failure is None
 
 
+def test_a_node_shows_its_label() -> None:
+    stream = io.StringIO()
+    screen = make_screen("plain", stream, label="Ada's laptop")
+    screen.emit("started", **STARTED)
+    screen.close()
+    assert f'started run "my run" (abababababab) as Ada\'s laptop ({PEER[-8:]})' in stream.getvalue()
+    assert "you are Ada's laptop" in full_screen([("started", STARTED)], label="Ada's laptop")
+
+
 def test_no_summary_of_nothing() -> None:
     screen, stream, _ = plain()
     screen.emit("started", **STARTED)
@@ -283,7 +292,7 @@ def test_a_long_wait_is_told_once_with_its_reason() -> None:
     assert stream.getvalue().count("\n") == 1
 
 
-def full_screen(events: list[tuple[str, dict[str, Any]]]) -> str:
+def full_screen(events: list[tuple[str, dict[str, Any]]], label: str = "") -> str:
     """What a terminal of 100 columns gets."""
     master, slave = pty.openpty()
     shown = bytearray()
@@ -301,7 +310,7 @@ def full_screen(events: list[tuple[str, dict[str, Any]]]) -> str:
     reader = threading.Thread(target=drain)
     reader.start()
     with os.fdopen(slave, "w", encoding="utf-8") as stream:
-        screen = make_screen("full", stream)
+        screen = make_screen("full", stream, label=label)
         for event, fields in events:
             screen.emit(event, **fields)
         screen.close()
