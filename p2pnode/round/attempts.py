@@ -65,6 +65,7 @@ def gather(c: Context, now: float) -> None:
         expected = (set(c.state.roster.members) | c.hoped) - c.gone - {c.me}
         missing = [peer for peer in expected if peer not in entries]
         if enough and (not missing or now >= (r.quorum_at or now) + gather):
+            c.gone.update(missing)  # not waited for again until heard of
             _propose(c, entries, now, provisional=False)
         elif not enough and now >= provisional_at:
             _propose(c, entries, now, provisional=True)
@@ -74,6 +75,7 @@ def gather(c: Context, now: float) -> None:
         late = r.quorum_at is not None and now >= r.quorum_at + gather + GRACE_SECONDS
         if late or now >= provisional_at + gather + GRACE_SECONDS:
             c.tell(Discarded(r.base.round, r.attempt, f"its convener {convener.short} is silent"))
+            c.gone.add(convener)
             _enter(c, max(r.attempt + 1, _seen(c)), now)
             return
         c.say("for the others to finish local work" if enough else "for a quorum of the roster")

@@ -1,0 +1,1 @@
+"""Local swarms for researchers and tests: many real nodes on one machine."""
