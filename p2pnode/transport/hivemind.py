@@ -40,12 +40,13 @@ from p2pnode.transport.base import (
 )
 from p2pnode.transport.channels import Channels
 from p2pnode.transport.core import TransportCore
-from p2pnode.transport.framing import FrameReader
 from p2pnode.transport.libp2p import DaemonLink
+from p2pnode.transport.searches import Searches
 
 _REPLICAS: Final = 5  # nodes that keep a record
 _RPC_SECONDS: Final = 3.0  # for one DHT request
 _STORE_KEYS: Final = 64  # in one DHT request
+_LAST_SECONDS: Final = 0.5  # for searches of the DHT to find their calls failed
 _LAST_TURNS: Final = 50  # of the event loop, for hivemind's stray tasks to end
 _BINARY: Final = Path(hivemind.__file__).parent / "hivemind_cli" / "p2pd"
 
@@ -132,21 +133,12 @@ class _Rpc:
         return output_type.FromString(reply)
 
 
-def _unpack(data: bytes) -> bytes:
-    """The bytes in a msgpack `bin` of at most 65535 bytes, in its shortest form. ValueError for anything else."""
-    if data[:1] == b"\xc4" and len(data) >= 2 and data[1] == len(data) - 2:
-        return data[2:]
-    if data[:1] == b"\xc5" and 255 < int.from_bytes(data[1:3], "big") == len(data) - 3:
-        return data[3:]
-    raise ValueError("not msgpack bytes")
-
-
 def _check(key: bytes, subkey: object, value: object, expiration: object) -> bool:
     """Clauses 1 to 9 of `protocols/records.md`, on what the DHT hands out."""
     if not (isinstance(subkey, bytes) and isinstance(value, bytes) and isinstance(expiration, float)):
         return False
     try:
-        records.check_record(key, subkey, _unpack(value), expiration)
+        records.check_record(key, subkey, records.unpack(value), expiration)
     except (ValueError, PeerFault):
         return False
     return True
@@ -155,7 +147,7 @@ def _check(key: bytes, subkey: object, value: object, expiration: object) -> boo
 class _Validator(RecordValidatorBase):  # type: ignore[misc]
     def validate(self, record: DHTRecord) -> bool:
         try:
-            subkey = _unpack(record.subkey)  # a regular value or a dictionary has a subkey of another kind
+            subkey = records.unpack(record.subkey)  # a regular value or a dictionary has a subkey of another kind
         except ValueError:
             return False
         return _check(record.key, subkey, record.value, record.expiration_time)
@@ -199,7 +191,7 @@ class _Storage:
         """Keep a record."""
         if not _check(key.to_bytes(), subkey, value, expiration) or not isinstance(subkey, bytes):
             return False
-        return self.records.put(key.to_bytes(), subkey, _unpack(value), expiration, self._now())
+        return self.records.put(key.to_bytes(), subkey, records.unpack(value), expiration, self._now())
 
 
 class _NoCache:
@@ -290,7 +282,8 @@ class HivemindTransport(TransportCore):
         self._control: _Control | None = None
         self._dht: DHTNode | None = None
         self._addresses: Sequence[str] = ()
-        self._link = DaemonLink(_BINARY, p2pd_pb2, self._prefix, self._accept, self._instance_read)
+        self._searches = Searches()
+        self._link = DaemonLink(_BINARY, p2pd_pb2, self._prefix)
         self._channels = Channels(
             self.instance, self._hooks, self._link.open_stream, self._link.connected, self._on_probe
         )
@@ -301,7 +294,7 @@ class HivemindTransport(TransportCore):
     # ---- coming and going
 
     async def _up(self) -> None:
-        await self._link.up(self._identity, self.options)
+        await self._link.up(self._identity, self.options, self._channels)
         self._channels.start()
         connector = DaemonConnector(Multiaddr(f"/unix{self._link.control_path}"))
         self._control = await _Control.create(connector, Multiaddr(f"/unix{self._link.listen_path}"))
@@ -332,6 +325,7 @@ class HivemindTransport(TransportCore):
             self._control.end()
         if self._dht is not None:
             self._dht.is_alive = False
+        await self._searches.settle(_LAST_SECONDS)  # their calls have failed now
         await self._link.down()
         for _ in range(_LAST_TURNS):  # hivemind's stray tasks find their calls failed, and end
             await asyncio.sleep(0)
@@ -370,12 +364,6 @@ class HivemindTransport(TransportCore):
         return await self._link.connected()
 
     # ---- channels
-
-    def _accept(self, peer: PeerId, channel: str, reader: FrameReader) -> None:
-        self._channels.accept(peer, channel, reader)
-
-    def _instance_read(self, peer: PeerId, reader: FrameReader, instance: bytes) -> None:
-        self._channels.instance_read(peer, reader, instance)
 
     async def send(self, peer: PeerId, channel: str, frame: bytes) -> None:
         """See `base.Transport.send`."""
@@ -430,19 +418,22 @@ class HivemindTransport(TransportCore):
             self._spawn(self._send_quietly(peer, self._presence.proof(bytes(limits.CHALLENGE_BYTES))))
         if self._dht is not None:
             await asyncio.gather(*(self._dht.protocol.call_ping(PeerID(peer.to_bytes())) for peer in peers))
-            self._spawn(self._dht.find_nearest_nodes([self._dht.node_id]))
+            self._searches.begin(self._dht.find_nearest_nodes([self._dht.node_id]))
 
     async def _keep_dht(self) -> None:
         while self._dht is not None:
             await asyncio.sleep(limits.CLOCK_SECONDS)
             self._storage.records.expire(self._clock.now())
-            await self._dht.find_nearest_nodes([self._dht.node_id])
+            with contextlib.suppress(NetworkError):
+                await self._searches.result(self._dht.find_nearest_nodes([self._dht.node_id]))
 
     async def _put(self, source: bytes, subkey: bytes, raw: bytes, expiration: float) -> bool:
-        return self._dht is not None and bool(await self._dht.store(source, raw, expiration, subkey=subkey))
+        if self._dht is None:
+            return False
+        return bool(await self._searches.result(self._dht.store(source, raw, expiration, subkey=subkey)))
 
     async def _get(self, source: bytes) -> Iterable[tuple[bytes, bytes, float]]:
-        found = await self._dht.get(source, latest=True) if self._dht is not None else None
+        found = await self._searches.result(self._dht.get(source, latest=True)) if self._dht is not None else None
         if found is None or not isinstance(found.value, dict):
             return ()
         return [(subkey, item.value, item.expiration_time) for subkey, item in found.value.items()]

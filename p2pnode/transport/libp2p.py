@@ -8,9 +8,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from p2pnode.errors import NetworkError, Unreachable
 from p2pnode.identity import PeerId, PeerIdentity
@@ -22,33 +22,38 @@ from p2pnode.transport.framing import FrameReader
 _REQUEST_SECONDS: Final = 5.0  # for our own daemon to answer
 _MESSAGE_BYTES: Final = 4 << 20  # of an answer of our own daemon
 
-Accept = Callable[[PeerId, str, FrameReader], None]
-"""(peer, channel, stream): a peer opened a stream."""
 
-InstanceRead = Callable[[PeerId, FrameReader, bytes], None]
+class Streams(Protocol):
+    """Who takes the streams that peers open: see `channels.Channels`."""
+
+    def accept(self, peer: PeerId, channel: str, reader: FrameReader) -> None:
+        """A peer opened a stream."""
+
+    def instance_read(self, peer: PeerId, reader: FrameReader, instance: bytes) -> None:
+        """Its process showed which it is."""
 
 
 class DaemonLink:
     """Our daemon, and what we ask of it. From `up` to `down`."""
 
-    def __init__(self, binary: Path, messages: Any, prefix: str, accept: Accept, instance_read: InstanceRead) -> None:
+    def __init__(self, binary: Path, messages: Any, prefix: str) -> None:
         """binary: `p2pd`. messages: its protobuf module. prefix: of all protocol ids, up to a channel's name."""
         self._binary = binary
         self._messages = messages
         self._prefix = prefix
-        self._accept = accept
-        self._instance_read = instance_read
         self._directory: SocketDirectory | None = None
         self._daemon: Daemon | None = None
         self._server: asyncio.Server | None = None
         self._announce: Sequence[str] = ()
 
-    async def up(self, identity: PeerIdentity, options: TransportOptions) -> None:
-        """Start the daemon. NetworkError or StorageError if it does not work."""
+    async def up(self, identity: PeerIdentity, options: TransportOptions, streams: Streams) -> None:
+        """Start the daemon, and give peers' streams to `streams`. NetworkError or StorageError if it does not work."""
         self._announce = options.announce
         self._directory = SocketDirectory(options.socket_dir)
         self._daemon = await Daemon.start(self._binary, identity, self.control_path, _arguments(options))
-        self._server = await asyncio.get_running_loop().create_unix_server(self._reader, self.listen_path)
+        self._server = await asyncio.get_running_loop().create_unix_server(
+            lambda: self._reader(streams), self.listen_path
+        )
 
     async def down(self) -> None:
         """End the daemon and remove its sockets. Idempotent."""
@@ -160,7 +165,7 @@ class DaemonLink:
 
     # ---- streams that peers open
 
-    def _reader(self) -> FrameReader:
+    def _reader(self, streams: Streams) -> FrameReader:
         opener: list[PeerId] = []
 
         def prefix(reader: FrameReader, view: memoryview) -> int:
@@ -179,10 +184,10 @@ class DaemonLink:
             if not opener:
                 info = self._messages.StreamInfo.FromString(bytes(view[start:stop]))
                 opener.append(PeerId.from_bytes(info.peer))  # ValueError unless Ed25519: the stream is closed
-                self._accept(opener[0], str(info.proto).removeprefix(self._prefix).removesuffix("/1"), reader)
+                streams.accept(opener[0], str(info.proto).removeprefix(self._prefix).removesuffix("/1"), reader)
             if len(view) < stop + limits.INSTANCE_BYTES:
                 return 0
-            self._instance_read(opener[0], reader, bytes(view[stop : stop + limits.INSTANCE_BYTES]))
+            streams.instance_read(opener[0], reader, bytes(view[stop : stop + limits.INSTANCE_BYTES]))
             return stop + limits.INSTANCE_BYTES
 
         return FrameReader(prefix)

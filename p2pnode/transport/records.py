@@ -39,6 +39,15 @@ def key_source(run_digest: bytes, key: str) -> bytes:
     return blake3(b"p2pnode.dht-key.1" + run_digest + key.encode()).digest()
 
 
+def unpack(data: bytes) -> bytes:
+    """The bytes in a msgpack `bin`, as hivemind wraps subkeys and values. ValueError unless it is the shortest form."""
+    if data[:1] == b"\xc4" and len(data) >= 2 and data[1] == len(data) - 2:
+        return data[2:]
+    if data[:1] == b"\xc5" and len(data) >= 3 and 255 < int.from_bytes(data[1:3], "big") == len(data) - 3:
+        return data[3:]
+    raise ValueError("not msgpack bytes")
+
+
 def seal_record(
     identity: PeerIdentity, hashed_key: bytes, value: bytes, *, issued: float, expiration: float, sequence: int
 ) -> bytes:
