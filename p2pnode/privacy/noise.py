@@ -76,17 +76,20 @@ class NoiseSource:
         flat = out.view(-1)
         with self._lock, torch.no_grad():
             for start in range(0, flat.numel(), _CHUNK):
-                piece = flat[start : start + _CHUNK]
-                half = (piece.numel() + 1) // 2
-                words = torch.from_numpy(self._words(2 * half)).bitwise_right_shift(11)
-                # the shift keeps the sign, so k runs from -2^52 to 2^52 - 1: add 2^52 and a half
-                uniform = words.to(torch.float64).add_(2.0**52 + 0.5).mul_(2.0**-53)
-                radius = uniform[:half].log_().mul_(-2.0).sqrt_()
-                angle = uniform[half:].mul_(2 * math.pi)
-                torch.mul(radius, angle.cos(), out=piece[:half])
-                rest = piece.numel() - half
-                torch.mul(radius[:rest], angle[:rest].sin_(), out=piece[half:])
+                self._piece(flat[start : start + _CHUNK])
         return out
+
+    def _piece(self, piece: torch.Tensor) -> None:
+        """Fill at most _CHUNK values. The lock is held."""
+        half = (piece.numel() + 1) // 2
+        words = torch.from_numpy(self._words(2 * half)).bitwise_right_shift(11)
+        # the shift keeps the sign, so k runs from -2^52 to 2^52 - 1: add 2^52 and a half
+        uniform = words.to(torch.float64).add_(2.0**52 + 0.5).mul_(2.0**-53)
+        radius = uniform[:half].log_().mul_(-2.0).sqrt_()
+        angle = uniform[half:].mul_(2 * math.pi)
+        torch.mul(radius, angle.cos(), out=piece[:half])
+        rest = piece.numel() - half
+        torch.mul(radius[:rest], angle[:rest].sin_(), out=piece[half:])
 
     def normals(self, count: int) -> torch.Tensor:
         """`count` independent N(0, 1) values: float64, CPU."""
@@ -140,8 +143,13 @@ def add_noise(total: torch.Tensor, deviation: float, source: NoiseSource) -> tor
     """
     if not (math.isfinite(deviation) and deviation > 0):
         raise PrivacyError(f"noise needs a finite standard deviation above 0, not {deviation!r}")
-    noisy = source.normals(total.numel()).mul_(deviation)
-    noisy += total.detach().reshape(-1).to("cpu")
+    given = total.detach().reshape(-1).to("cpu")
+    noisy = torch.empty_like(given)
     step = grid(deviation)
-    noisy.mul_(1.0 / step).round_().mul_(step)
-    return noisy.to(torch.float32).to(total.device).view_as(total)
+    scratch = torch.empty(min(_CHUNK, given.numel()), dtype=torch.float64)
+    for start in range(0, given.numel(), _CHUNK):  # piece by piece, so that all passes are in the processor's cache
+        part = given[start : start + _CHUNK]
+        piece = source.fill(scratch[: part.numel()]).mul_(deviation / step)  # step is a power of two: exact
+        piece.add_(part, alpha=1.0 / step).round_().mul_(step)
+        noisy[start : start + _CHUNK] = piece
+    return noisy.to(total.device).view_as(total)

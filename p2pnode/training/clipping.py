@@ -64,7 +64,7 @@ class ClippedSum:
     0. microbatch: examples at once, which bounds memory. Raises TaskError for a model that mixes examples.
     """
 
-    def __init__(self, model: FlatModel, loss: Loss, clip: float, *, microbatch: int = 256) -> None:
+    def __init__(self, model: FlatModel, loss: Loss, clip: float, *, microbatch: int = 512) -> None:
         refuse_mixing_layers(model.model)
         self.model = model
         self.loss = loss
@@ -156,10 +156,10 @@ class ClippedSum:
         whose gradient is not finite counts as zero.
         """
         losses = norms = 0.0
-        for start in range(0, inputs.shape[0], self.microbatch):
-            rows = slice(start, start + self.microbatch)
+        pieces = -(-inputs.shape[0] // self.microbatch)
+        for examples, labels in zip(inputs.chunk(pieces), targets.chunk(pieces), strict=True) if pieces else ():
             step = self._bookkeeping if self.method == "book-keeping" else self._by_func
-            loss, norm = step(inputs[rows], targets[rows], into)
+            loss, norm = step(examples, labels, into)
             finite = torch.isfinite(norm)
             losses += float(loss[finite].sum())
             norms += float(norm[finite].sum())
