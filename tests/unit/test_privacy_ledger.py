@@ -221,6 +221,48 @@ def test_kill_9_at_any_moment_never_leaves_less_spent_than_released(path: Path, 
             assert released.stat().st_size <= charged <= released.stat().st_size + attempt + 1
 
 
+AT_A_POINT = """
+import os, signal, sys
+from pathlib import Path
+from p2pnode.privacy import ledger
+from p2pnode.privacy.mechanism import SampledGaussian
+book = ledger.Ledger.open(Path(sys.argv[1]), sys.argv[2])
+point, write, fsync = sys.argv[3], os.write, os.fsync
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+def wrote(descriptor, data):
+    if point == "before write":
+        die()
+    if point == "half written":
+        write(descriptor, data[: len(data) // 2])
+        die()
+    return write(descriptor, data)
+def synced(descriptor):
+    if point == "before fsync":
+        die()
+    fsync(descriptor)
+    if point == "after fsync":
+        die()
+ledger.os.write, ledger.os.fsync = wrote, synced
+book.reserve("33" * 32, 4, SampledGaussian(0.5, 2.831, 5), (8.0, 1e-4))
+if point == "before release":
+    die()
+"""
+
+
+@pytest.mark.parametrize(
+    ("point", "rounds"),
+    [("before write", 3), ("half written", 4), ("before fsync", 4), ("after fsync", 4), ("before release", 4)],
+)
+def test_kill_9_at_each_step(path: Path, point: str, rounds: int) -> None:
+    filled(path, 3)
+    done = subprocess.run([sys.executable, "-c", AT_A_POINT, str(path), PRINT, point], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL  # the fault fired
+    with Ledger.open(path, PRINT) as book:
+        assert book.spent(1e-4) == cost(rounds)  # "before write" alone costs nothing: nothing was drawn either
+        assert book.reserve(RUN, 5, STEPS, LIMIT) == cost(rounds + 1)
+
+
 def test_lines_are_json_that_a_person_can_read(path: Path) -> None:
     lines = [json.loads(line) for line in filled(path, 1).splitlines()]
     assert lines[0]["fingerprint"] == PRINT

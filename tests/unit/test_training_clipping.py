@@ -144,6 +144,7 @@ def test_equal_to_brute_force(case: str, held: int, monkeypatch: pytest.MonkeyPa
     assert norms == pytest.approx(float(each.norm(dim=1).sum()), rel=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:Full backward hook")
 @pytest.mark.parametrize("case", ["conv", "conv, stride padding dilation groups", "group norm"])
 def test_equal_to_opacus(case: str) -> None:
     from opacus.grad_sample import GradSampleModule
