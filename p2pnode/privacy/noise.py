@@ -10,12 +10,13 @@ Construction
     Gaussian     Box-Muller on pairs: sqrt(-2 ln u1) times cos and sin of 2 pi u2, in float64 (largest value 8.6)
     sampling     an example is taken when its 64-bit word is below floor(rate 2^64)
 
-Floating point: a generator with finitely many values leaves holes, and the low bits of a noisy value can tell what was
-added to it (Mironov, "On significance of the least significant bits", CCS 2012). So the sum is made in float64 and then
-rounded to a multiple of about 2^-20 of the standard deviation, a step that is fixed beforehand and the same whatever the
-data: every cell near the middle collects very many of the generator's values (2^106 pairs), and the low bits are gone. This
-narrows the leak; it is not a discrete Gaussian with a proof. Beyond about 7 standard deviations (a chance of 2^-38) the
-radii are few, so chances there are only roughly right, and nothing is ever beyond 8.6.
+Floating point: a generator with finitely many values leaves holes, and the low bits of a noisy value can tell what
+was added to it (Mironov, "On significance of the least significant bits", CCS 2012). So the sum is made in float64
+and then rounded to a multiple of about 2^-20 of the standard deviation, a step that is fixed beforehand and the
+same whatever the data: every cell near the middle collects very many of the generator's values (2^106 pairs), and
+the low bits are gone. This narrows the leak; it is not a discrete Gaussian with a proof. Beyond about 7 standard
+deviations (a chance of 2^-38) the radii are few, so chances there are only roughly right, and nothing is ever
+beyond 8.6.
 """
 
 from __future__ import annotations
