@@ -105,6 +105,9 @@ class RosterSection(Section):
     window: Annotated[int, Field(ge=2, le=10_000)] = 16  # rounds without a committed entry before leaving
     provisional_after: Seconds = 60.0
     start_with: Annotated[int, Field(ge=1, le=64)] = 1  # contributors that round 1 waits for
+    # Seconds that a node which is alone waits for company before each round but the first: or it would spend its
+    # privacy budget, and the run's rounds, before anybody has had the time to join.
+    company_wait: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 5.0
 
 
 class LimitsSection(Section):
@@ -255,6 +258,9 @@ def _wrong_roster(roster: RosterSection, limits: LimitsSection, author: str) -> 
     yield from _wrong_peers("roster.anchors", roster.anchors)
     if len(roster.anchors) > limits.voters:
         yield f"roster.anchors: found {len(roster.anchors)}, must be at most limits.voters ({limits.voters})"
+    if roster.start_with > limits.contributors:
+        most = limits.contributors
+        yield f"roster.start_with: found {roster.start_with}, must be at most limits.contributors ({most})"
     if limits.voters > limits.contributors:
         yield f"limits.voters: found {limits.voters}, must be at most limits.contributors ({limits.contributors})"
     if roster.admission == "list" and not roster.peers:

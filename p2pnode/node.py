@@ -178,8 +178,14 @@ class Node:
             return HivemindTransport(self._identity, run_digest, options)
 
         self._transport = await asyncio.to_thread(make)
+        self._transport.on_violation(self._on_violation)
         await self._transport.start()
         return self._transport
+
+    def _on_violation(self, peer: PeerId, clause: str) -> None:
+        running = self._exchange is not None and self._exchange.running
+        number = self._require(self._exchange).machine.round if running else None
+        self._sink.emit("rejected", clause=clause, peer=peer.text, round=number)
 
     def _remembered(self, run_digest: bytes) -> tuple[str, ...]:
         try:

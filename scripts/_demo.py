@@ -83,9 +83,7 @@ def run(folder: Path, count: int, nodes: list[NodeProcess]) -> int:
 
 
 def summarise(nodes: list[NodeProcess], count: int, seconds: float) -> int:
-    print(
-        f"\n{'node':>4}  {'peer':8}  {'rounds':>6}  {'accuracy':>8}  {'epsilon':>7}  {'sent':>9}  {'received':>9}  state"
-    )
+    print(f"\nnode  {'peer':8}  rounds  accuracy  epsilon  {'sent':>9}  {'received':>9}  state")
     for number, node in enumerate(nodes, 1):
         rounds = [event for event in node.events if event["event"] == "round"]
         result, stopped, started = node.last("result"), node.last("stopped"), node.last("started")

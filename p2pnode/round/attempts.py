@@ -59,12 +59,14 @@ def gather(c: Context, now: float) -> None:
     enough = len(members) >= c.state.roster.quorum
     if enough and r.quorum_at is None:
         r.quorum_at = now
-    gather = c.rules.manifest.deadlines.gather
+    gather, company_wait = c.rules.manifest.deadlines.gather, c.rules.manifest.roster.company_wait
     provisional_at = max(r.started + c.rules.manifest.roster.provisional_after, r.entered_at + gather)
     if convener == c.me:
         expected = (set(c.state.roster.members) | c.hoped) - c.gone - {c.me}
         missing = [peer for peer in expected if peer not in entries]
-        if enough and (not missing or now >= (r.quorum_at or now) + gather):
+        if len(entries) == 1 and not missing and r.base.round > 1 and now < r.started + company_wait:
+            c.say("for company: others join with the invite")
+        elif enough and (not missing or now >= (r.quorum_at or now) + gather):
             c.gone.update(missing)  # not waited for again until heard of
             _propose(c, entries, now, provisional=False)
         elif not enough and now >= provisional_at:

@@ -9,6 +9,7 @@ from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
+from p2pnode.envelope import Signed
 from p2pnode.errors import PeerFault
 from p2pnode.identity import PeerId
 from p2pnode.messages import (
@@ -72,7 +73,7 @@ def _dispatch(c: Context, sender: PeerId, kind: Kind, payload: bytes, now: float
         case Kind.PROPOSAL:
             _on_proposal(c, payload, now)
         case Kind.COMMITMENT:
-            commitment = COMMITMENT.open(payload)
+            commitment = _own(sender, COMMITMENT.open(payload))
             check_slot(commitment.message.slot, c.round.base)
             _exchange(c, commitment.message.group).take_commitment(commitment)
             c.replay = True
@@ -90,7 +91,7 @@ def _dispatch(c: Context, sender: PeerId, kind: Kind, payload: bytes, now: float
             check_slot(closing.message.slot, c.round.base)
             _exchange(c, closing.message.group).take_closing(closing)
         case Kind.VOTE:
-            c.round.ballot.add(VOTE.open(payload), c.round.base, c.state.roster)
+            c.round.ballot.add(_own(sender, VOTE.open(payload)), c.round.base, c.state.roster)
         case Kind.CERTIFICATE:
             _on_certificate(c, sender, payload)
         case Kind.LEAVE:
@@ -111,19 +112,18 @@ def _exchange(c: Context, digest: bytes) -> GroupExchange:
 
 def _on_entry(c: Context, sender: PeerId, payload: bytes) -> None:
     r = c.round
-    entry = ENTRY.open(payload)
+    entry = _own(sender, ENTRY.open(payload))
     try:
         attempt = check_slot(entry.message.slot, r.base)
     except StaleRound:
-        if sender == entry.sender:
-            _send_certificate(c, sender, int(entry.message.slot.round))
-            c.hoped.add(sender)
+        _send_certificate(c, sender, int(entry.message.slot.round))
+        c.hoped.add(sender)
         raise
     check_entry(entry, c.state.roster, c.rules.manifest)
     new = r.gathering.add(entry)
     if r.group is not None and entry.sender not in r.group.entries:
         r.late.add(entry.sender)
-    if attempt < r.attempt and sender == entry.sender:
+    if attempt < r.attempt:
         send_entry(c, [sender])  # tells it which attempt we are at
     if not new:
         raise Ignored("entry-known")
@@ -221,6 +221,13 @@ def _send_certificate(c: Context, peer: PeerId, round_number: int) -> None:
     past = c.past.get(round_number) or c.past.get(c.state.round)
     if past is not None and c.state.round >= round_number:
         c.send([peer], [frame(Kind.CERTIFICATE, past.record)])
+
+
+def _own(sender: PeerId, signed: Signed[M]) -> Signed[M]:
+    """What only its signer sends: from anybody else it is a replay. REJECT sender-mismatch."""
+    if signed.sender != sender:
+        raise reject("sender-mismatch", f"signed by {signed.sender.short}, who did not send it")
+    return signed
 
 
 def _decode(message_class: type[M], payload: bytes, clause: str) -> M:

@@ -51,7 +51,7 @@ def make_manifest(author: PeerId, **changes: object) -> RunManifest:
         "task": TaskSection(name="digits", data_digest="0" * 64, schema_digest="0" * 64),
         "privacy": PrivacySection(mode="none"),
         "exchange": ExchangeSection(),
-        "roster": RosterSection(provisional_after=600),
+        "roster": RosterSection(provisional_after=600, company_wait=0),
         "limits": LimitsSection(chunk_bytes=1024),
         "deadlines": DeadlinesSection(gather=4, contribute=4, close=4, vote=4),
     }

@@ -92,7 +92,7 @@ def test_two_nodes_one_dies_the_other_goes_on_provisionally() -> None:
     from p2pnode.manifest import RosterSection
     from tests.support.cluster import identities, make_manifest
 
-    manifest = make_manifest(identities(1)[0].peer_id, roster=RosterSection(provisional_after=20))
+    manifest = make_manifest(identities(1)[0].peer_id, roster=RosterSection(provisional_after=20, company_wait=0))
     cluster = Cluster(2, manifest=manifest)
     cluster.run(60, until_round=2)
     first, second = sorted(cluster.nodes)
