@@ -187,6 +187,7 @@ class TransportCore(ABC):
         known.pop(self.peer_id, None)
         reached = await self._reach(known)
         if reached:
+            self._spawn(self._presence.offsets(self._call_plain, reached, limits.CONNECT_SECONDS))
             await self._met(reached)
         return bool(reached)
 

@@ -11,7 +11,8 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+import socket
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -41,6 +42,7 @@ from p2pnode.transport.base import (
 from p2pnode.transport.channels import Channels
 from p2pnode.transport.core import TransportCore
 from p2pnode.transport.libp2p import DaemonLink
+from p2pnode.transport.routes import WHERE, Routes
 from p2pnode.transport.searches import Searches
 
 _REPLICAS: Final = 5  # nodes that keep a record
@@ -109,12 +111,17 @@ class _Control(ControlClient):  # type: ignore[misc]
         self.close()
 
 
+_Unary = Callable[[PeerId, str, bytes], Awaitable[bytes]]
+"""(peer, protocol id, request) -> reply"""
+
+
 class _Rpc:
     """What hivemind's DHT needs of its P2P object, gated like all other calls."""
 
-    def __init__(self, control: _Control, gate: calls.CallGate, peer_id: PeerId) -> None:
+    def __init__(self, control: _Control, gate: calls.CallGate, unary: _Unary, peer_id: PeerId) -> None:
         self._control = control
         self._gate = gate
+        self._unary = unary
         self.peer_id = PeerID(peer_id.to_bytes())
 
     async def add_protobuf_handler(self, name: str, handler: Any, input_type: Any, **kwargs: Any) -> None:
@@ -129,7 +136,7 @@ class _Rpc:
         await self._control.add_unary_handler(name, unary)
 
     async def call_protobuf_handler(self, peer: PeerID, name: str, message: Any, output_type: Any) -> Any:
-        reply = await self._control.call_unary_handler(peer, name, message.SerializeToString())
+        reply = await self._unary(PeerId.from_bytes(peer.to_bytes()), name, message.SerializeToString())
         return output_type.FromString(reply)
 
 
@@ -284,9 +291,10 @@ class HivemindTransport(TransportCore):
         self._addresses: Sequence[str] = ()
         self._searches = Searches()
         self._link = DaemonLink(_BINARY, p2pd_pb2, self._prefix)
-        self._channels = Channels(
-            self.instance, self._hooks, self._link.open_stream, self._link.connected, self._on_probe
-        )
+        self._routes = Routes(self._call_plain, self._link.connected, self._dial)
+        self._channels = Channels(self.instance, self._hooks, self._open, self._link.connected, self._on_probe)
+        self._presence.listening, self._presence.learned = lambda: self._addresses, self._routes.learn
+        self.on_call(WHERE, self._routes.answer_where)
         self.on_call(presence.IDENTITY, self._answer_identity)
         self.on_frame(presence.CHANNEL, self._presence.on_proof)
         _hivemind_log.propagate = _hivemind_log.propagate or self.options.debug
@@ -298,7 +306,7 @@ class HivemindTransport(TransportCore):
         self._channels.start()
         connector = DaemonConnector(Multiaddr(f"/unix{self._link.control_path}"))
         self._control = await _Control.create(connector, Multiaddr(f"/unix{self._link.listen_path}"))
-        rpc = _Rpc(self._control, self._gate, self.peer_id)
+        rpc = _Rpc(self._control, self._gate, self._unary, self.peer_id)
         node_id = _dht_id(rpc.peer_id)
         # Made as a client, which registers nothing; then given the narrowed protocol.
         self._dht = await DHTNode.create(
@@ -325,6 +333,7 @@ class HivemindTransport(TransportCore):
             self._control.end()
         if self._dht is not None:
             self._dht.is_alive = False
+        await self._routes.stop()
         await self._searches.settle(_LAST_SECONDS)  # their calls have failed now
         await self._link.down()
         for _ in range(_LAST_TURNS):  # hivemind's stray tasks find their calls failed, and end
@@ -359,11 +368,15 @@ class HivemindTransport(TransportCore):
         except (ValueError, TypeError, LookupError):
             raise Unreachable(f"{peer.short} has an address that can't be used") from None
         await self._link.connect(peer, known)
+        self._routes.learn(peer, some)
 
     async def _connected(self) -> set[PeerId]:
         return await self._link.connected()
 
     # ---- channels
+
+    async def _open(self, peer: PeerId, channel: str) -> socket.socket:
+        return await self._routes.reach(peer, lambda: self._link.open_stream(peer, channel))
 
     async def send(self, peer: PeerId, channel: str, frame: bytes) -> None:
         """See `base.Transport.send`."""
@@ -386,13 +399,18 @@ class HivemindTransport(TransportCore):
             await self._control.add_unary_handler(self._link.protocol(method), unary)
 
     async def _ask(self, peer: PeerId, method: str, request: bytes) -> bytes:
+        return await self._unary(peer, self._link.protocol(method), request)
+
+    async def _unary(self, peer: PeerId, protocol: str, request: bytes) -> bytes:
+        return await self._routes.reach(peer, lambda: self._unary_now(peer, protocol, request))
+
+    async def _unary_now(self, peer: PeerId, protocol: str, request: bytes) -> bytes:
         if self._control is None:
             raise NetworkError("the transport is not running")
         try:
-            protocol = self._link.protocol(method)
             return await self._control.call_unary_handler(PeerID(peer.to_bytes()), protocol, request)
         except P2PHandlerError:
-            raise NetworkError(f"{peer.short} failed to answer {method}") from None
+            raise NetworkError(f"{peer.short} failed to answer") from None
         except P2PDaemonError as error:
             raise Unreachable(f"{peer.short} can't be reached: {str(error)[:200]}") from None
 

@@ -47,6 +47,8 @@ class Presence:
     """The `hello` and `identity` calls, both sides, and the proofs."""
 
     def __init__(self, identity: PeerIdentity, run: bytes, instance: bytes, clock: SwarmClock) -> None:
+        self.listening: Callable[[], Sequence[str]] = tuple  # our addresses, without /p2p/...
+        self.learned: Callable[[PeerId, Sequence[str]], None] = lambda peer, some: None  # a peer told its own
         self._identity = identity
         self._run = run
         self._instance = instance
@@ -94,9 +96,11 @@ class Presence:
     async def offsets(self, call: Call, peers: Collection[PeerId], timeout: float) -> list[float]:
         """How far each answering peer's clock is ahead of this machine's, in seconds."""
 
+        request = HelloRequest(instance=self._instance, addresses=self.listening()).SerializeToString()
+
         async def ask(peer: PeerId) -> float:
             sent = self._clock.local()
-            reply = await call(peer, HELLO, HelloRequest(instance=self._instance).SerializeToString(), timeout)
+            reply = await call(peer, HELLO, request, timeout)
             middle = (sent + self._clock.local()) / 2
             return HelloReply.FromString(reply).time - middle
 
@@ -106,7 +110,11 @@ class Presence:
     # ---- answering
 
     async def answer_hello(self, peer: PeerId, request: bytes) -> bytes:
-        """The swarm's time, as we know it."""
+        """The swarm's time, as we know it; and we learn where the peer is."""
+        try:
+            self.learned(peer, HelloRequest.FromString(request).addresses)
+        except DecodeError:
+            raise PeerFault("hello-form") from None
         return HelloReply(instance=self._instance, time=self._clock.now()).SerializeToString()
 
     async def answer_identity(

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0ftransport.proto\x12\x07p2pnode\" \n\x0cHelloRequest\x12\x10\n\x08instance\x18\x01 \x01(\x0c\",\n\nHelloReply\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x0c\n\x04time\x18\x02 \x01(\x01\"U\n\x0fIdentityRequest\x12\x0c\n\x04peer\x18\x01 \x01(\x0c\x12\x10\n\x08instance\x18\x02 \x01(\x0c\x12\x11\n\tchallenge\x18\x03 \x01(\x0c\x12\x0f\n\x07\x66orward\x18\x04 \x01(\x08\"\x1e\n\rIdentityReply\x12\r\n\x05proof\x18\x01 \x01(\x0c\"A\n\rIdentityProof\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\x10\n\x08instance\x18\x02 \x01(\x0c\x12\x11\n\tchallenge\x18\x03 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x0ftransport.proto\x12\x07p2pnode\"3\n\x0cHelloRequest\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x11\n\taddresses\x18\x02 \x03(\t\",\n\nHelloReply\x12\x10\n\x08instance\x18\x01 \x01(\x0c\x12\x0c\n\x04time\x18\x02 \x01(\x01\"\x1c\n\x0cWhereRequest\x12\x0c\n\x04peer\x18\x01 \x01(\x0c\"\x1f\n\nWhereReply\x12\x11\n\taddresses\x18\x01 \x03(\t\"U\n\x0fIdentityRequest\x12\x0c\n\x04peer\x18\x01 \x01(\x0c\x12\x10\n\x08instance\x18\x02 \x01(\x0c\x12\x11\n\tchallenge\x18\x03 \x01(\x0c\x12\x0f\n\x07\x66orward\x18\x04 \x01(\x08\"\x1e\n\rIdentityReply\x12\r\n\x05proof\x18\x01 \x01(\x0c\"A\n\rIdentityProof\x12\x0b\n\x03run\x18\x01 \x01(\x0c\x12\x10\n\x08instance\x18\x02 \x01(\x0c\x12\x11\n\tchallenge\x18\x03 \x01(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,13 +32,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'transport_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_HELLOREQUEST']._serialized_start=28
-  _globals['_HELLOREQUEST']._serialized_end=60
-  _globals['_HELLOREPLY']._serialized_start=62
-  _globals['_HELLOREPLY']._serialized_end=106
-  _globals['_IDENTITYREQUEST']._serialized_start=108
-  _globals['_IDENTITYREQUEST']._serialized_end=193
-  _globals['_IDENTITYREPLY']._serialized_start=195
-  _globals['_IDENTITYREPLY']._serialized_end=225
-  _globals['_IDENTITYPROOF']._serialized_start=227
-  _globals['_IDENTITYPROOF']._serialized_end=292
+  _globals['_HELLOREQUEST']._serialized_end=79
+  _globals['_HELLOREPLY']._serialized_start=81
+  _globals['_HELLOREPLY']._serialized_end=125
+  _globals['_WHEREREQUEST']._serialized_start=127
+  _globals['_WHEREREQUEST']._serialized_end=155
+  _globals['_WHEREREPLY']._serialized_start=157
+  _globals['_WHEREREPLY']._serialized_end=188
+  _globals['_IDENTITYREQUEST']._serialized_start=190
+  _globals['_IDENTITYREQUEST']._serialized_end=275
+  _globals['_IDENTITYREPLY']._serialized_start=277
+  _globals['_IDENTITYREPLY']._serialized_end=307
+  _globals['_IDENTITYPROOF']._serialized_start=309
+  _globals['_IDENTITYPROOF']._serialized_end=374
 # @@protoc_insertion_point(module_scope)
