@@ -187,7 +187,7 @@ class Channels:
         finally:
             reader.close()
             self._forget(inbound)
-            self._broken(peer)
+        self._broken(peer)  # not when cancelled: the loop is about to close
 
     def _forget(self, inbound: Inbound) -> None:
         key = (inbound.peer, inbound.channel)

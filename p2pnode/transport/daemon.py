@@ -38,7 +38,7 @@ class SocketDirectory:
     def __init__(self, base: Path | None = None) -> None:
         """Make the directory below `base` (default: the system's temporary directory). StorageError if it can't."""
         fallback = Path(tempfile.gettempdir()) / f"p2pnode-{os.getuid()}"
-        base = fallback if base is None or len(os.fsencode(base.absolute())) > _PATH_BYTES - 40 else base.absolute()
+        base = fallback if base is None or len(os.fsencode(base.absolute())) > _PATH_BYTES - 16 else base.absolute()
         try:
             base.mkdir(mode=0o700, parents=True, exist_ok=True)
             if base.stat().st_uid != os.getuid():
