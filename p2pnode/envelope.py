@@ -121,6 +121,7 @@ def open_envelope(raw: bytes, payload_type: str, message_class: type[M], *, max_
         raise EnvelopeMalformed("not a protobuf Envelope") from None
     if len(envelope.sender) != KEY_BYTES or len(envelope.signature) != SIGNATURE_BYTES:
         raise EnvelopeMalformed("sender or signature has the wrong length")
+    envelope.DiscardUnknownFields()  # or they would be written back, and compare equal
     if envelope.SerializeToString(deterministic=True) != raw:
         raise EnvelopeMalformed("not in canonical form")
     if envelope.type != payload_type:
@@ -134,6 +135,7 @@ def open_envelope(raw: bytes, payload_type: str, message_class: type[M], *, max_
         message = message_class.FromString(envelope.payload)
     except DecodeError:
         raise EnvelopePayloadMalformed(f"not a {payload_type}") from None
+    message.DiscardUnknownFields()
     if message.SerializeToString(deterministic=True) != envelope.payload:
         raise EnvelopePayloadMalformed("not in canonical form")
     return Signed(sender, message, raw, envelope_digest(sender, payload_type, envelope.payload))
