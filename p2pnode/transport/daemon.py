@@ -193,7 +193,7 @@ def _spawn(binary: Path, identity: PeerIdentity, control_path: str, arguments: l
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             pass_fds=(reader,),
-            start_new_session=True,  # Ctrl-C in our terminal is for us: we take leave before the daemon ends
+            process_group=0,  # Ctrl-C in our terminal is for us: we take leave before the daemon ends
             env=environment,
         )
     except OSError as error:

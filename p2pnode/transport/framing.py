@@ -19,9 +19,13 @@ from p2pnode.transport.limits import CHALLENGE_BYTES, INSTANCE_BYTES, QUEUE_BYTE
 
 HEADER_BYTES: Final = 4
 END: Final = b"\xff\xff\xff\xff"  # in place of a length: the opener leaves, and waits for DONE
+_END_LENGTH: Final = int.from_bytes(END, "big")
+_PREFIX_BYTES: Final = 4096  # enough for what comes before the frames
 PROBE: Final = b"\x01"
 DONE: Final = b"\x02"
-_BUFFER_BYTES: Final = 64 << 10
+_BUFFER_BYTES: Final = 64 << 10  # of a stream; grows once a stream has filled it at one go
+_BUSY_BUFFER_BYTES: Final = 384 << 10
+_LOW_BYTES: Final = 32 << 10  # free in the buffer: move what is in it to the front
 _FIRST_BYTES: Final = 256 << 10  # allocated for a frame before any of it has come
 _BATCH_BUFFERS: Final = 64  # handed to the kernel in one call
 _BATCH_BYTES: Final = 512 << 10
@@ -38,7 +42,8 @@ class FrameReader(asyncio.BufferedProtocol):
     def __init__(self, prefix: Callable[[FrameReader, memoryview], int]) -> None:
         self._prefix: Callable[[FrameReader, memoryview], int] | None = prefix
         self._buffer = bytearray(_BUFFER_BYTES)
-        self._used = 0
+        self._start = 0  # of what is not parsed yet
+        self._used = 0  # one past it
         self._frame: bytearray | None = None  # a frame that does not fit in the buffer
         self._frame_bytes = 0
         self._filled = 0
@@ -65,15 +70,17 @@ class FrameReader(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self.fault or self.ended:
-            self._used = 0
+            self._start = self._used = 0
             return
         if self._frame is not None:
             self._filled += nbytes
             self._grow()
         else:
             self._used += nbytes
+            busy = nbytes >= _BUFFER_BYTES == len(self._buffer)
             self._parse()
-        if self._frame is None and not self._used:
+            self._make_room(busy)
+        if self._frame is None and self._start == self._used:
             self.began = 0.0
         else:
             self.moved = time.monotonic()
@@ -81,6 +88,16 @@ class FrameReader(asyncio.BufferedProtocol):
         if self._waiting_bytes >= READ_AHEAD_BYTES and not self._paused and self._transport is not None:
             self._paused = True
             self._transport.pause_reading()
+
+    def _make_room(self, busy: bool) -> None:
+        left = self._used - self._start
+        if not left:
+            self._start = self._used = 0
+        if busy or (left and len(self._buffer) - self._used < _LOW_BYTES):
+            # A new buffer when growing: the event loop still holds the old one.
+            buffer = bytearray(_BUSY_BUFFER_BYTES) if busy else self._buffer
+            buffer[:left] = bytes(memoryview(self._buffer)[self._start : self._used])
+            self._buffer, self._start, self._used = buffer, 0, left
 
     def _grow(self) -> None:
         frame = self._frame
@@ -94,34 +111,34 @@ class FrameReader(asyncio.BufferedProtocol):
         self._deliver(bytes(frame))
 
     def _parse(self) -> None:
-        view, at = memoryview(self._buffer), 0
+        view, at = memoryview(self._buffer), self._start
         if self._prefix is not None:
             try:
-                at = self._prefix(self, view[: self._used])
+                used = self._prefix(self, view[at : self._used])
             except ValueError as error:
                 self.fail(str(error))
                 return
-            if not at:
-                if self._used == len(self._buffer):
+            if not used:
+                if self._used - at >= _PREFIX_BYTES:
                     self.fail("stream-preamble")
                 return
+            at += used
             self._prefix = None
         while self._used - at >= HEADER_BYTES:
-            header = bytes(view[at : at + HEADER_BYTES])
-            if header == END:
-                self.ended, at = True, self._used
-                self._wake.set()
-                break
-            length = int.from_bytes(header, "big")
+            length = int.from_bytes(view[at : at + HEADER_BYTES], "big")
+            stop = at + HEADER_BYTES + length
             if length > MAX_FRAME_BYTES:
+                if length == _END_LENGTH:
+                    self.ended, at = True, self._used
+                    self._wake.set()
+                    break
                 self.fail("frame-size")
                 return
-            stop = at + HEADER_BYTES + length
             if stop <= self._used:
                 self._deliver(bytes(view[at + HEADER_BYTES : stop]))
                 at = stop
-            elif HEADER_BYTES + length <= len(self._buffer) // 2:
-                break  # small: the rest comes into the buffer
+            elif HEADER_BYTES + length + _LOW_BYTES <= len(self._buffer):
+                break  # the rest comes into the buffer
             else:
                 self._filled = self._used - at - HEADER_BYTES
                 self._frame_bytes = length
@@ -129,9 +146,7 @@ class FrameReader(asyncio.BufferedProtocol):
                 self._frame[: self._filled] = view[at + HEADER_BYTES : self._used]
                 at = self._used
                 break
-        if at:
-            self._buffer[: self._used - at] = bytes(view[at : self._used])
-            self._used -= at
+        self._start = at
 
     def _deliver(self, frame: bytes) -> None:
         self.began = 0.0

@@ -9,9 +9,9 @@ CHALLENGE_BYTES: Final = 32
 
 # Channels
 QUEUE_BYTES: Final = 4 << 20  # waiting to be sent in one channel to one peer
-READ_AHEAD_BYTES: Final = 256 << 10  # received in one channel and not yet handled
+READ_AHEAD_BYTES: Final = 1 << 20  # received in one channel and not yet handled
 STREAMS_PER_PEER: Final = 16  # inbound, of one peer
-STREAMS_TOTAL: Final = 1024  # inbound, of all peers
+STREAMS_TOTAL: Final = 512  # inbound, of all peers
 OPEN_SECONDS: Final = 10.0  # to open a channel
 WRITE_STALL_SECONDS: Final = 20.0  # in which a peer reads nothing of what waits for it
 FRAME_STALL_SECONDS: Final = 20.0  # in which nothing comes of a frame that has begun
