@@ -62,12 +62,11 @@ def gather(c: Context, now: float) -> None:
     gather, company_wait = c.rules.manifest.deadlines.gather, c.rules.manifest.roster.company_wait
     provisional_at = max(r.started + c.rules.manifest.roster.provisional_after, r.entered_at + gather)
     if convener == c.me:
-        expected = (set(c.state.roster.members) | c.hoped) - c.gone - {c.me}
-        missing = [peer for peer in expected if peer not in entries]
+        missing = [peer for peer in c.expected() if peer not in entries]
         if len(entries) == 1 and not missing and r.base.round > 1 and now < r.started + company_wait:
             c.say("for company: others join with the invite")
         elif enough and (not missing or now >= (r.quorum_at or now) + gather):
-            c.gone.update(missing)  # not waited for again until heard of
+            c.vain.update(missing)
             _propose(c, entries, now, provisional=False)
         elif not enough and now >= provisional_at:
             _propose(c, entries, now, provisional=True)

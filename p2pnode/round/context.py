@@ -44,6 +44,7 @@ class Context:
     leaving: bool = False
     gone: set[PeerId] = field(default_factory=set)
     hoped: set[PeerId] = field(default_factory=set)  # contributors that are expected though not on the roster
+    vain: set[PeerId] = field(default_factory=set)  # waited for in vain: not again, until they enter a current round
     past: dict[int, Past] = field(default_factory=dict)
     changed: bool = False  # something was done: look again what can be done
     replay: bool = False  # frames that were kept may be of use now
@@ -72,6 +73,17 @@ class Context:
                 del self.past[old]
             elif old <= number - KEPT_OUTPUTS:
                 self.past[old] = Past(self.past[old].record, None)
+
+    def expected(self) -> set[PeerId]:
+        """Whom a convener waits for, until the gathering deadline."""
+        return (set(self.state.roster.members) | self.hoped) - self.gone - self.vain - {self.me}
+
+    def hope_for(self, peer: PeerId) -> None:
+        """`peer` is trying to keep up: wait for it in this round and the next. A few strangers at most."""
+        strangers = sum(other not in self.state.roster.known for other in self.hoped)
+        if peer in self.state.roster.known or strangers < self.rules.manifest.limits.newcomers:
+            self.hoped.add(peer)
+            self.round.late.add(peer)
 
     def audience(self, group: Group) -> tuple[PeerId, ...]:
         """Who hears of a group's outcome: everybody in it, and the whole roster."""

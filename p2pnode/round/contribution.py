@@ -20,6 +20,7 @@ from p2pnode.round.frames import Kind, frame
 from p2pnode.round.rules import Rules
 from p2pnode.wire.round_pb2 import Chunk, Commitment, Mechanism
 
+MAX_BAD_CHUNKS: Final = 3  # of a row: each is asked for again, then the row is put out of the part
 _PURPOSE: Final = b"row"
 
 
@@ -137,6 +138,7 @@ class Row:
         self._layout = Layout(rules, group.parts)
         self._missing = set(range(rules.chunks(part)))
         self._sum_of_squares = 0.0
+        self._bad_chunks = 0
 
     @property
     def complete(self) -> bool:
@@ -146,8 +148,8 @@ class Row:
     def take(self, chunk: Chunk) -> None:
         """Check a chunk and keep it; a duplicate is dropped.
 
-        REJECT chunk-index, chunk-size, chunk-proof (the chunk is asked for again), and value-form, value-bound,
-        value-rms (these put the row out of the part).
+        REJECT chunk-index, chunk-size, chunk-proof (the chunk is asked for again, a few times), and value-form,
+        value-bound, value-rms (these put the row out of the part).
         """
         rules, part, index = self._rules, self._part, int(chunk.index)
         if index >= rules.chunks(part):
@@ -160,6 +162,9 @@ class Row:
         leaf = row_leaf(part.index, index, chunk.data)
         at = self._layout.first_leaf[part.index] + index
         if not proves(self.commitment.message.root, leaf, at, self._layout.leaves, chunk.proof):
+            self._bad_chunks += 1
+            if self._bad_chunks > MAX_BAD_CHUNKS:
+                raise self._refuse("chunk-proof", "too many chunks that are not what was committed to")
             raise reject("chunk-proof", f"chunk {index} is not what was committed to")
         first, last = rules.chunk_bounds(part, index)
         try:

@@ -117,12 +117,13 @@ def _on_entry(c: Context, sender: PeerId, payload: bytes) -> None:
         attempt = check_slot(entry.message.slot, r.base)
     except StaleRound:
         _send_certificate(c, sender, int(entry.message.slot.round))
-        c.hoped.add(sender)
+        c.hope_for(sender)
         raise
     check_entry(entry, c.state.roster, c.rules.manifest)
     new = r.gathering.add(entry)
+    c.vain.discard(sender)
     if r.group is not None and entry.sender not in r.group.entries:
-        r.late.add(entry.sender)
+        c.hope_for(sender)
     if attempt < r.attempt:
         send_entry(c, [sender])  # tells it which attempt we are at
     if not new:
@@ -149,10 +150,11 @@ def _on_proposal(c: Context, payload: bytes, now: float) -> None:
 
 def _on_chunk(c: Context, sender: PeerId, payload: bytes) -> None:
     chunk = _decode(Chunk, payload, "chunk-form")
+    exchange = _exchange(c, chunk.group)
     try:
-        _exchange(c, chunk.group).take_chunk(sender, chunk)
+        exchange.take_chunk(sender, chunk)
     except PeerFault as fault:
-        if fault.clause == "chunk-proof":  # it convicts nobody: ask for the right one
+        if fault.clause == "chunk-proof" and not exchange.rows[sender].refused:  # it convicts nobody: ask for the right one
             again = Want(kind=Want.CHUNK, digest=chunk.group, part=chunk.part, index=chunk.index)
             c.send([sender], [frame(Kind.WANT, again.SerializeToString())])
         raise

@@ -110,14 +110,13 @@ def test_bad_values_are_refused_by_name(
 def test_replays_and_foreign_runs_are_refused_by_name(tmp_path: Path) -> None:
     async def fight(rogue: Rogue, swarm: Swarm) -> None:
         victim = PeerId.from_text(swarm.nodes[0].last("started")["peer_id"])
-        while len(rogue.counted) < 2:
-            await asyncio.sleep(0.1)
+        await rogue.counted_in(2)
         old = next(data for sender, data in rogue.heard if data[0] == Kind.VOTE and sender != victim)
         await rogue.send(victim, Kind.VOTE, old[1:])
         await assert_refused(swarm.nodes[0], "sender-mismatch", rogue)
 
         machine = rogue.exchange.machine
-        entry = ENTRY.open(next(iter(machine._c.round.gathering.by_sender[rogue.identity.peer_id].values())).raw)
+        entry = ENTRY.open(rogue.transport.last_entry)
         foreign = type(entry.message).FromString(entry.message.SerializeToString())
         foreign.slot.run = bytes(32)
         await rogue.send(victim, Kind.ENTRY, ENTRY.seal(rogue.identity, foreign).raw)

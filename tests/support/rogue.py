@@ -30,8 +30,11 @@ class RogueTransport(HivemindTransport):
 
     tamper: Tamper | None = None
     fired = 0
+    last_entry = b""  # the payload that we sent
 
     async def send(self, peer: PeerId, channel: str, frame: bytes) -> None:
+        if frame[0] == Kind.ENTRY:
+            self.last_entry = frame[1:]
         if self.tamper is not None:
             payload = self.tamper(Kind(frame[0]), frame[1:])
             if payload != frame[1:]:
@@ -92,6 +95,11 @@ class Rogue:
     def exchange(self) -> GradientExchange:
         assert self._exchange is not None
         return self._exchange
+
+    async def counted_in(self, rounds: int) -> None:
+        """Until our contribution counted in so many rounds."""
+        while len(self.counted) < rounds:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
 
     def heard_of(self, kind: Kind) -> Iterator[tuple[PeerId, bytes]]:
         """Frames of one kind that came in, newest first."""
