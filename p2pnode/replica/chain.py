@@ -128,8 +128,10 @@ def check_record(record: ChainRecord, parent: Link, manifest: RunManifest, value
         if record.reproposal:
             voted = check_group(PROPOSAL.open(record.reproposal), base, parent.roster, manifest, values)
             if voted.base is None or voted.base.digest != exchange.digest:
-                raise reject("record-reproposal", "does not propose this Closing again")
+                raise reject("record-reproposal", "of another exchange")
         closing = CLOSING.open(record.closing)
+        if voted.closing is not None and voted.closing.digest != closing.digest:
+            raise reject("record-reproposal", "does not propose this Closing again")
         check_closing(closing, exchange, base)
         outputs = check_outputs(record.outputs, closing, exchange, base)
         if list(closing.message.counted) != counted_contributors([output.message for output in outputs]):

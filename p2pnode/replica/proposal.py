@@ -20,7 +20,6 @@ from p2pnode.wire.round_pb2 import Closing, Proposal, RoundEntry
 
 UNIT_VALUES: Final = 64  # parts start and stop at multiples of this, for blockwise codecs
 MAX_BANDWIDTH: Final = 1 << 40  # bytes a second; also keeps the partition's integers small
-MAX_DEADLINE_MS: Final = 86_400_000
 _ORDER: Final = b"p2pnode.convener.1\0"
 _NEWCOMER: Final = b"p2pnode.newcomer.1\0"
 
@@ -154,8 +153,11 @@ def check_group(
     attempt = check_slot(message.slot, base)
     if proposal.sender != convener_of(roster, base, attempt):
         raise reject("proposal-convener", f"{proposal.sender} does not convene attempt {attempt}")
-    if any(ms > MAX_DEADLINE_MS for ms in (message.contribute_ms, message.close_ms, message.vote_ms)):
-        raise reject("proposal-deadlines")
+    longest = manifest.deadlines
+    stated_ms = (message.contribute_ms, message.close_ms, message.vote_ms)
+    most_seconds = (longest.contribute, longest.close, longest.vote)
+    if any(ms > round(most * 1000) for ms, most in zip(stated_ms, most_seconds, strict=True)):
+        raise reject("proposal-deadlines", "longer than the manifest allows")
     entries = _check_entries(message, base, attempt, roster, manifest)
     leaving = _check_leaves(message, base, roster, entries)
     members = tuple(peer for peer in roster.members if peer in entries)

@@ -99,6 +99,8 @@ def _vote(c: Context, group: Group, exchange: GroupExchange) -> None:
     voted = r.lock is not None and r.lock.attempt >= group.attempt
     if closing is None or voted or c.me not in group.electorate or group.attempt < r.promised:
         return
+    if group.closing is not None and group.closing.digest != closing.digest:
+        return  # a relock obliges to its Closing; that we hold another one of the same group is equivocation
     state = _shadow(c, exchange)
     if state is None:
         return
