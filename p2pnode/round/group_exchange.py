@@ -40,6 +40,8 @@ class GroupExchange:
         check_commitment(commitment, self.group, self.base, self.rules)
         if self.part is None:
             raise Ignored("commitment-not-reducer")
+        if self.reduced:
+            raise Ignored("commitment-late")
         row = self.rows.get(commitment.sender)
         if row is None:
             self.rows[commitment.sender] = Row(self.rules, self.group, self.part, commitment)
@@ -50,11 +52,11 @@ class GroupExchange:
         """A chunk of `sender`'s row of our part."""
         if self.part is None or chunk.part != self.part.index:
             raise reject("chunk-part", f"part {chunk.part} is not ours")
+        if self.reduced:
+            raise Ignored("chunk-late")
         row = self.rows.get(sender)
         if row is None:
             raise NotYet("chunk-uncommitted")
-        if self.reduced:
-            raise Ignored("chunk-late")
         row.take(chunk)
 
     def rows_settled(self, gone: frozenset[PeerId]) -> bool:

@@ -121,8 +121,18 @@ def check(replay: Replay, step: Json, where: str) -> None:
         assert found == due, f"{where}: {found} where {due} is due"
 
 
+def frame_of(data: Json, case: Json) -> str:
+    """A case's frame in hexadecimal: written out, or as another case's with some bytes replaced."""
+    if "splice" not in case:
+        return str(case["frame"])
+    splice = case["splice"]
+    like = next(other["frame"] for other in data["cases"] if other["name"] == splice["like"])
+    return str(like[: 2 * splice["start"]] + splice["put"] + like[2 * splice["stop"] :])
+
+
 def check_case(data: Json, case: Json) -> None:
     """Replay one case. AssertionError if it ends otherwise than it should."""
+    case = case | {"frame": frame_of(data, case)}
     replay = replay_to(data, case["scene"])
     for step in case.get("before", []):
         check(replay, step, f"before {case['name']}")
