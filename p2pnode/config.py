@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
+from blake3 import blake3
+
 from p2pnode.errors import UsageError
+from p2pnode.identity import PeerId
 from p2pnode.invite import Invite
 
 DEFAULT_TASK: Final = "digits"
@@ -36,6 +39,12 @@ class Share:
 
     def __str__(self) -> str:
         return f"{self.number}/{self.count}"
+
+    @classmethod
+    def of_peer(cls, peer: PeerId, count: int) -> Share:
+        """The share of `count` that falls to a peer by its id, evenly spread; two peers may fall on the same one."""
+        drawn = int.from_bytes(blake3(b"p2pnode/share/1\0" + peer.key).digest(), "big")
+        return cls(drawn % count + 1, count)
 
 
 @dataclass(frozen=True)

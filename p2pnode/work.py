@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from p2pnode.config import WorkChoice
+from p2pnode.config import Share, WorkChoice
 from p2pnode.errors import DataError
 from p2pnode.home import Home
 from p2pnode.identity import PeerId
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from p2pnode.privacy.ledger import Ledger
     from p2pnode.training.local import LocalTrainer
 
-DEFAULT_SHARES: Final = 4  # a node that was not told its share takes one of these, by its peer id
+DEFAULT_SHARES: Final = 4  # of a task that does not say how many
 T = TypeVar("T")
 
 
@@ -65,7 +65,7 @@ class Worker:
         Raises TaskError, DataError, ManifestError, PrivacyError, HomeInUse, UsageError.
         """
         from p2pnode.privacy.ledger import Ledger
-        from p2pnode.training.data import Share, fingerprint
+        from p2pnode.training.data import fingerprint, take_share
         from p2pnode.training.local import LocalTrainer, set_threads
         from p2pnode.training.registry import find_task
 
@@ -78,13 +78,10 @@ class Worker:
                 f"the data set here is another one than the run's: its digest is {dataset.digest}, and the manifest "
                 f"names {manifest.task.data_digest}; get the run's version of {manifest.task.name}'s data"
             )
-        if choice.share is None:
-            share = Share.of_peer(me, DEFAULT_SHARES)
-        else:
-            share = Share(choice.share.number, choice.share.count)
+        share = choice.share or Share.of_peer(me, getattr(task, "shares", DEFAULT_SHARES))
         ledger = None
         if manifest.privacy.mode != "none":
-            name = fingerprint(share.of(dataset))
+            name = fingerprint(take_share(share, dataset))
             ledger = Ledger.open(home.ledgers / f"{name}.jsonl", name)
         try:
             trainer = LocalTrainer(task, dataset, share, manifest, device=choice.device, ledger=ledger)

@@ -11,7 +11,6 @@ import gzip
 import hashlib
 import io
 import os
-import re
 import urllib.error
 import urllib.request
 import zlib
@@ -24,8 +23,8 @@ import numpy.typing as npt
 import torch
 from blake3 import blake3
 
-from p2pnode.errors import DataError, UsageError
-from p2pnode.identity import PeerId
+from p2pnode.config import Share
+from p2pnode.errors import DataError
 from p2pnode.training.task import Dataset, Split
 
 MAX_SHARES: Final = 100_000
@@ -222,55 +221,25 @@ def check_split(split: Split, classes: int, name: str) -> None:
             )
 
 
-@dataclass(frozen=True)
-class Share:
-    """One of `count` equal, disjoint parts of a training set: number 1 to `count`."""
+def share_indices(share: Share, examples: int, digest: str) -> npt.NDArray[np.int64]:
+    """Which of `examples` training examples a share holds, ascending; `digest` is the data set's.
 
-    number: int
-    count: int
+    All shares of one count are disjoint and cover the set; sizes differ by at most one. The order that is cut is a
+    fixed shuffle: examples sorted by 64-bit words of BLAKE3's extended output over the digest, so it is the same on
+    every machine. Raises DataError if there are fewer examples than shares.
+    """
+    if examples < share.count:
+        raise DataError(f"{examples} training examples can't be cut into {share.count} shares: use fewer")
+    keyed = blake3(b"p2pnode/shares/1\0" + digest.encode()).digest(length=8 * examples)
+    order = np.argsort(np.frombuffer(keyed, dtype="<u8"), kind="stable")
+    start, stop = ((share.number - 1 + step) * examples // share.count for step in (0, 1))
+    return np.sort(order[start:stop]).astype(np.int64)
 
-    def __post_init__(self) -> None:
-        if not (1 <= self.count <= MAX_SHARES and 1 <= self.number <= self.count):
-            raise UsageError(
-                f"a share is K/N with K from 1 to N and N at most {MAX_SHARES}, for example 2/4; "
-                f"found {self.number}/{self.count}"
-            )
 
-    @classmethod
-    def parse(cls, text: str) -> Share:
-        """From "2/4". Raises UsageError for anything else."""
-        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text.strip())
-        if match is None:
-            raise UsageError(f"a share is K/N, for example 2/4; found {text!r}")
-        return cls(int(match[1]), int(match[2]))
-
-    @classmethod
-    def of_peer(cls, peer: PeerId, count: int) -> Share:
-        """The share of `count` that falls to a peer by its id, evenly spread; two peers may fall on the same one."""
-        drawn = int.from_bytes(blake3(b"p2pnode/share/1\0" + peer.key).digest(), "big")
-        return cls(drawn % count + 1, count)
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
-    def indices(self, examples: int, digest: str) -> npt.NDArray[np.int64]:
-        """Which of `examples` training examples it holds, ascending; `digest` is the data set's.
-
-        All shares of one count are disjoint and cover the set; sizes differ by at most one. The order that is cut is a
-        fixed shuffle: examples sorted by 64-bit words of BLAKE3's extended output over the digest, so it is the same on
-        every machine. Raises DataError if there are fewer examples than shares.
-        """
-        if examples < self.count:
-            raise DataError(f"{examples} training examples can't be cut into {self.count} shares: use fewer")
-        keyed = blake3(b"p2pnode/shares/1\0" + digest.encode()).digest(length=8 * examples)
-        order = np.argsort(np.frombuffer(keyed, dtype="<u8"), kind="stable")
-        start, stop = ((self.number - 1 + step) * examples // self.count for step in (0, 1))
-        return np.sort(order[start:stop]).astype(np.int64)
-
-    def of(self, dataset: Dataset) -> Split:
-        """This share of the training examples, copied, so that the rest can be let go."""
-        rows = torch.from_numpy(self.indices(len(dataset.train), dataset.digest))
-        return Split(dataset.train.inputs[rows], dataset.train.targets[rows])
+def take_share(share: Share, dataset: Dataset) -> Split:
+    """A share of the training examples, copied, so that the rest can be let go."""
+    rows = torch.from_numpy(share_indices(share, len(dataset.train), dataset.digest))
+    return Split(dataset.train.inputs[rows], dataset.train.targets[rows])
 
 
 def fingerprint(split: Split) -> str:

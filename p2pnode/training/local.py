@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import torch
 
+from p2pnode.config import Share
 from p2pnode.errors import DataError, ManifestError, PrivacyError, UsageError
 from p2pnode.manifest import RunManifest, TrainingSection
 from p2pnode.privacy.accountant import check_promise
@@ -18,7 +19,7 @@ from p2pnode.privacy.ledger import Ledger
 from p2pnode.privacy.mechanism import Gaussian, Mechanism, Released, SampledGaussian
 from p2pnode.privacy.noise import NoiseSource, add_noise
 from p2pnode.training.clipping import ClippedSum, clip_vector
-from p2pnode.training.data import Share, check_split
+from p2pnode.training.data import check_split, take_share
 from p2pnode.training.parameters import FlatModel, schema_digest
 from p2pnode.training.task import Dataset, Evaluation, FloatVector, Split, Task, TensorSpec
 
@@ -132,7 +133,7 @@ class LocalTrainer:
                 f"the data here has digest {dataset.digest}, and the manifest names {manifest.task.data_digest}: "
                 "this run trains on other data"
             )
-        self._data = share.of(dataset)
+        self._data = take_share(share, dataset)
         self._test = dataset.test
         check_split(self._data, len(dataset.classes), "training")
         check_split(self._test, len(dataset.classes), "test")

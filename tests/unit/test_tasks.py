@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from p2pnode.config import Share
 from p2pnode.errors import DataError, TaskError
 from p2pnode.identity import PeerId
 from p2pnode.manifest import RunManifest, TaskSection
@@ -22,7 +23,7 @@ from p2pnode.tasks.digits import Digits, oriented_filters
 from p2pnode.tasks.mnist import shifted
 from p2pnode.training import registry
 from p2pnode.training.clipping import ClippedSum
-from p2pnode.training.data import Share, cache_folder, check_split, fingerprint
+from p2pnode.training.data import cache_folder, check_split, fingerprint, take_share
 from p2pnode.training.local import LocalTrainer
 from p2pnode.training.parameters import FlatModel, schema_digest, schema_of
 from p2pnode.training.registry import find_task, read_parameters, task_names
@@ -96,7 +97,7 @@ def test_digits_are_those_of_scikit_learn_and_the_split_is_fixed_and_stratified(
     pixels = (data.train.inputs * 0.37 + 0.3) * 16
     assert float((pixels - pixels.round()).abs().max()) < 1e-4
     assert (float(pixels.min()), float(pixels.max().round())) == pytest.approx((0, 16), abs=1e-4)
-    assert {len(Share(number, 3).of(data)) for number in (1, 2, 3)} == {479}
+    assert {len(take_share(Share(number, 3), data)) for number in (1, 2, 3)} == {479}
 
 
 def test_damaged_digits_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def federation(folder: Path, private: bool) -> tuple[float, float]:
     trainers = []
     for number in (1, 2, 3):
         share = Share(number, 3)
-        mark = fingerprint(share.of(data))
+        mark = fingerprint(take_share(share, data))
         book = Ledger.open(folder / mark, mark) if private else None
         trainers.append(LocalTrainer(task, data, share, run, device="cpu", ledger=book))
     state, epsilon = trainers[0].initial(), 0.0

@@ -14,9 +14,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pnode.errors import DataError, UsageError
+from p2pnode.config import Share
+from p2pnode.errors import DataError
 from p2pnode.identity import PeerId
-from p2pnode.training.data import DataFile, Share, Source, check_split, find_files, fingerprint, read_idx
+from p2pnode.training.data import (
+    DataFile,
+    Source,
+    check_split,
+    find_files,
+    fingerprint,
+    read_idx,
+    share_indices,
+    take_share,
+)
 from p2pnode.training.task import Dataset, Split
 
 DIGEST = "5a" * 32
@@ -25,24 +35,16 @@ DIGEST = "5a" * 32
 @given(st.integers(1, 40), st.integers(0, 500))
 def test_shares_of_one_count_are_disjoint_equal_and_cover_all(count: int, more: int) -> None:
     examples = count + more
-    parts = [Share(number, count).indices(examples, DIGEST) for number in range(1, count + 1)]
+    parts = [share_indices(Share(number, count), examples, DIGEST) for number in range(1, count + 1)]
     assert sorted(np.concatenate(parts).tolist()) == list(range(examples))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
 def test_shares_are_the_same_on_every_machine_and_differ_with_the_data() -> None:
-    assert Share(2, 3).indices(12, DIGEST).tolist() == Share(2, 3).indices(12, DIGEST).tolist()
-    assert Share(1, 2).indices(1000, DIGEST).tolist() != Share(1, 2).indices(1000, "00" * 32).tolist()
+    assert share_indices(Share(2, 3), 12, DIGEST).tolist() == share_indices(Share(2, 3), 12, DIGEST).tolist()
+    assert share_indices(Share(1, 2), 1000, DIGEST).tolist() != share_indices(Share(1, 2), 1000, "00" * 32).tolist()
     # a fixed vector: changing the shuffle would move every node's data
-    assert Share(1, 3).indices(12, DIGEST).tolist() == [1, 3, 6, 11]
-
-
-def test_a_share_is_written_k_of_n() -> None:
-    assert Share.parse("2/4") == Share(2, 4)
-    assert str(Share(2, 4)) == "2/4"
-    for text in ("0/4", "5/4", "2", "2/", "/4", "a/b", "1/0", "2/4/1", "-1/4", "1/9999999"):
-        with pytest.raises(UsageError, match="a share is K/N"):
-            Share.parse(text)
+    assert share_indices(Share(1, 3), 12, DIGEST).tolist() == [1, 3, 6, 11]
 
 
 def test_peers_fall_evenly_on_shares() -> None:
@@ -54,7 +56,7 @@ def test_peers_fall_evenly_on_shares() -> None:
 
 def test_too_few_examples_for_the_shares() -> None:
     with pytest.raises(DataError, match="3 training examples"):
-        Share(1, 4).indices(3, DIGEST)
+        share_indices(Share(1, 4), 3, DIGEST)
 
 
 def make(count: int = 6) -> Split:
@@ -63,9 +65,9 @@ def make(count: int = 6) -> Split:
 
 def test_a_share_is_a_copy_and_has_its_own_fingerprint() -> None:
     dataset = Dataset(make(), make(), DIGEST, ("a", "b", "c"))
-    one, two = (Share(number, 2).of(dataset) for number in (1, 2))
+    one, two = (take_share(Share(number, 2), dataset) for number in (1, 2))
     assert len(one) == len(two) == 3
-    assert fingerprint(one) == fingerprint(Share(1, 2).of(dataset))
+    assert fingerprint(one) == fingerprint(take_share(Share(1, 2), dataset))
     assert fingerprint(one) != fingerprint(two)
     one.inputs.zero_()
     assert bool((dataset.train.inputs == make().inputs).all())

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from p2pnode.config import Share
 from p2pnode.errors import BudgetSpent, DataError, ManifestError, PrivacyError, UsageError
 from p2pnode.manifest import PrivacySection, RunManifest, TaskSection, TrainingSection
 from p2pnode.privacy.accountant import calibrate_gaussian
@@ -18,7 +19,7 @@ from p2pnode.privacy.ledger import Ledger
 from p2pnode.privacy.mechanism import Gaussian, Released, SampledGaussian
 from p2pnode.privacy.noise import UnsafeSeededNoise
 from p2pnode.training import local
-from p2pnode.training.data import Share, fingerprint
+from p2pnode.training.data import fingerprint, take_share
 from p2pnode.training.local import LocalTrainer, find_device, learning_rate
 from p2pnode.training.parameters import FlatModel, schema_digest, schema_of
 from p2pnode.training.registry import find_task
@@ -46,7 +47,7 @@ NODE = {"mode": "node", "epsilon": 8.0, "delta": 1e-4, "clip": 0.5, "noise_multi
 
 @pytest.fixture
 def book(tmp_path: Path) -> Ledger:
-    return Ledger.open(tmp_path / "ledger", fingerprint(SHARE.of(DATA)))
+    return Ledger.open(tmp_path / "ledger", fingerprint(take_share(SHARE, DATA)))
 
 
 def plain_pytorch(
@@ -87,7 +88,7 @@ def test_local_steps_are_plain_pytorchs_and_moments_last_over_rounds(training: d
         update = trainer.train(state, round)
         assert (update.steps, update.samples, update.mechanism) == (3, 96, Released("none"))
         state = state + update.vector
-    expected, _ = plain_pytorch(trainer.initial(), taken, SHARE.of(DATA), make)
+    expected, _ = plain_pytorch(trainer.initial(), taken, take_share(SHARE, DATA), make)
     assert np.abs(state - expected).max() < 1e-5
     assert np.abs(state - trainer.initial()).max() > 1e-2
 
@@ -185,7 +186,7 @@ def test_the_noise_is_there_with_the_right_size(book: Ledger) -> None:
     from p2pnode.training.clipping import ClippedSum
 
     total = torch.zeros_like(model.flat)
-    mine = SHARE.of(DATA)
+    mine = take_share(SHARE, DATA)
     ClippedSum(model, TASK.loss, 1.0).add(mine.inputs, mine.targets, total)
     clean = -2.0 * total.numpy() / 479
     noise = (sent - clean) * 479 / 2.0
