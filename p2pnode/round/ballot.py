@@ -13,7 +13,7 @@ from p2pnode.replica.proposal import Group
 from p2pnode.replica.roster import Roster
 from p2pnode.wire.round_pb2 import Vote
 
-KEPT_ATTEMPTS: Final = 8
+KEPT_ATTEMPTS: Final = 8  # of one sender, so that nobody can push out the votes of others
 
 
 @dataclass
@@ -23,7 +23,7 @@ class Ballot:
     by_attempt: dict[int, dict[PeerId, Signed[Vote]]] = field(default_factory=dict)
 
     def add(self, vote: Signed[Vote], base: SlotBase, roster: Roster) -> None:
-        """Keep a vote. REJECT vote-voter, vote-equivocation; IGNORE vote-known, vote-old."""
+        """Keep a vote. REJECT vote-voter, vote-equivocation; IGNORE vote-known."""
         attempt = check_vote(vote, base)
         if vote.sender not in roster:
             raise reject("vote-voter", f"{vote.sender} is not on the roster")
@@ -34,8 +34,11 @@ class Ballot:
                 raise reject("vote-equivocation", f"{vote.sender} signed two for one slot")
             raise Ignored("vote-known")
         votes[vote.sender] = vote
-        while len(self.by_attempt) > KEPT_ATTEMPTS:
-            del self.by_attempt[min(self.by_attempt)]
+        kept = sorted(number for number, by_peer in self.by_attempt.items() if vote.sender in by_peer)
+        for old in kept[:-KEPT_ATTEMPTS]:
+            del self.by_attempt[old][vote.sender]
+            if not self.by_attempt[old]:
+                del self.by_attempt[old]
 
     def winner(self, group: Group) -> tuple[Signed[Vote], ...]:
         """The votes, ascending by sender, that certify this group's attempt; empty without a quorum."""

@@ -14,7 +14,7 @@ from p2pnode.replica.state import GlobalState
 from p2pnode.round.effects import Effect, Waiting
 from p2pnode.round.frames import Send
 from p2pnode.round.group_exchange import GroupExchange
-from p2pnode.round.progress import EARLY_BYTES, Early, Progress, others
+from p2pnode.round.progress import EARLY_BYTES, Durable, Early, Progress, others
 from p2pnode.round.rules import Rules
 
 KEPT_RECORDS: Final = 16  # rounds whose certificate we answer with
@@ -40,6 +40,7 @@ class Context:
     round: Progress
     early: Early  # frames of this round that need a proposal, a commitment or a header first
     future: Early = field(default_factory=lambda: Early(EARLY_BYTES))  # frames of the next round
+    durable: Durable = field(default_factory=Durable)  # what an earlier process left, until its round is past
     bandwidth: int = 10_000_000  # bytes a second; the driver sets what it measures
     leaving: bool = False
     gone: set[PeerId] = field(default_factory=set)
@@ -59,6 +60,9 @@ class Context:
     def begin(self, link: Link, now: float) -> None:
         """Begin the round after `self.state`, which `link` attests."""
         self.round = first_progress(self.rules, self.me, self.state, link, now)
+        # A node that restarted some rounds behind comes only now to the round that it has promises and votes in.
+        if not self.round.restore(self.durable):
+            self.durable = Durable()
         self.early.take()
         for sender, data in self.future.take():
             self.early.add(sender, data)

@@ -44,7 +44,7 @@ class RoundMachine:
         """link: how `state` was verified. random: n -> n bytes from the system's secure source."""
         progress = first_progress(rules, identity.peer_id, state, link, now)
         early = Early(EARLY_BYTES + 2 * 4 * rules.values)
-        self._c = Context(rules, identity, random, state, progress, early)
+        self._c = Context(rules, identity, random, state, progress, early, durable=durable)
         if durable.record:
             self._c.past[state.round] = Past(durable.record, None)
         progress.restore(durable)

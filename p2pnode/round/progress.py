@@ -142,22 +142,29 @@ class Progress:
         taken = [self.promised, self.lock.attempt if self.lock else -1, self.group.attempt if self.group else -1]
         return max(taken) + 1
 
-    def restore(self, durable: Durable) -> None:
-        """Take up what an earlier process of ours had promised, offered and voted in this very round."""
-        mine = (self.base.round, self.base.parent)
+    def restore(self, durable: Durable) -> bool:
+        """Take up what an earlier process of ours had promised, offered and voted in this very round.
+
+        Returns whether some of it is of this round or a later one.
+        """
+        mine, last = (self.base.round, self.base.parent), 0
         if durable.promise:
             promise = PromiseRecord.FromString(durable.promise)
+            last = max(last, promise.round)
             if (promise.round, promise.parent) == mine:
                 self.promised = self.sealed = int(promise.attempt)
         if durable.update:
             update = UpdateRecord.FromString(durable.update)
+            last = max(last, update.round)
             if (update.round, update.parent) == mine:
                 self.offer = decode_update(update)
                 self.offered = True
         if durable.lock:
             lock = LockRecord.FromString(durable.lock)
+            last = max(last, lock.round)
             if (lock.round, lock.parent) == mine:
                 self._restore_lock(lock)
+        return last >= self.base.round
 
     def _restore_lock(self, record: LockRecord) -> None:
         closing = CLOSING.open(record.closing)
