@@ -108,12 +108,15 @@ class Node:
     async def run(self) -> None:
         """From nothing to having left."""
         if self._config.run.invite is None:
+            self._notice("making the run: loading its task, calibrating its noise")
             run = await self._unless_stopped(asyncio.to_thread(self._found))
             transport = await self._unless_stopped(self._connect(run.manifest.digest, ()))
         else:
             invite = self._config.run.invite
+            self._notice("looking for the run's peers")
             transport = await self._unless_stopped(self._connect(invite.run, invite.addresses))
             run = await self._unless_stopped(self._fetch_run(transport, invite))
+            self._notice(f'found run "{run.manifest.name}": loading its task and data')
         write_atomically(run.files.manifest, dump_manifest(run.manifest, run.signature).encode())
         self._home.set_current(run.manifest.run_id)
         opening = asyncio.to_thread(Worker.open, run.manifest, self._home, self._config.work, self._identity.peer_id)
@@ -122,6 +125,7 @@ class Node:
         server = SyncServer(run.manifest, run.signature, self._log)
         server.register(transport)
         self._epsilon = worker.spent()
+        self._notice(f"this node trains on share {worker.share} of the data: {worker.examples} examples")
         await self._take_part(run, transport, worker, server)
 
     async def close(self) -> None:
@@ -276,6 +280,8 @@ class Node:
                 self._sink.emit("discarded", round=number, attempt=None, reason=reason)
                 continue
             self._samples = result.samples
+            if self._end(number):
+                machine.prepare_to_leave()
             try:
                 exchange.offer(result.update)
             except PeerFault as fault:

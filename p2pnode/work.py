@@ -51,7 +51,8 @@ class Measured:
 class Worker:
     """The trainer of one run. Make it with `open`; every method runs in the worker's own threads."""
 
-    def __init__(self, trainer: LocalTrainer, ledger: Ledger | None, manifest: RunManifest) -> None:
+    def __init__(self, trainer: LocalTrainer, ledger: Ledger | None, manifest: RunManifest, share: Share) -> None:
+        self.share = share
         self._trainer = trainer
         self._ledger = ledger
         self._manifest = manifest
@@ -89,12 +90,17 @@ class Worker:
             if ledger is not None:
                 ledger.close()
             raise
-        return cls(trainer, ledger, manifest)
+        return cls(trainer, ledger, manifest, share)
 
     @property
     def values(self) -> int:
         """The model's parameters."""
         return sum(spec.size for spec in self._trainer.schema)
+
+    @property
+    def examples(self) -> int:
+        """Training examples in this node's share; for its own screen."""
+        return self._trainer.examples
 
     def initial(self) -> npt.NDArray[np.float32]:
         """A fresh model's parameters, [values] float32."""
