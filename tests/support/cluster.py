@@ -8,8 +8,11 @@ from __future__ import annotations
 import heapq
 import itertools
 import random
-from collections.abc import Iterable
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from blake3 import blake3
@@ -28,12 +31,13 @@ from p2pnode.replica.chain import Certified, Link
 from p2pnode.replica.roster import Roster, RosterEntry
 from p2pnode.replica.state import NO_PARENT, GlobalState
 from p2pnode.round.contribution import Update
-from p2pnode.round.effects import Behind, Committed, Discarded, Halt, Persist, Rejected
-from p2pnode.round.frames import Send
+from p2pnode.round.effects import Behind, Committed, Discarded, Effect, Halt, Persist, Rejected
+from p2pnode.round.frames import Kind, Send
 from p2pnode.round.machine import RoundMachine
 from p2pnode.round.progress import Durable
 from p2pnode.round.rules import Rules
 from p2pnode.wire.round_pb2 import Mechanism
+from tests.support.witness import Witness
 
 VALUES = 512
 
@@ -70,11 +74,30 @@ def genesis(manifest: RunManifest, roster: Roster, values: int = VALUES) -> Glob
 
 @dataclass
 class Faults:
-    """What the network does to a frame."""
+    """What the network does to a frame. drop: kinds that never arrive; sides: peers on different sides can't talk."""
 
     loss: float = 0.0
     duplicate: float = 0.0
     delay: tuple[float, float] = (0.01, 0.05)
+    drop: frozenset[Kind] = frozenset()
+    kind_loss: dict[Kind, float] = field(default_factory=dict)  # on top, of some kinds
+    sides: dict[PeerId, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Trap:
+    """A crash between two effects: before, amid (a Send to some peers only) or after the next one that matches."""
+
+    when: Literal["before", "amid", "after"]
+    effect: Literal["promise", "update", "lock", "committed", "send"]
+
+    def catches(self, effect: Effect) -> bool:
+        """Whether this is the effect at which to crash."""
+        if isinstance(effect, Persist):
+            return effect.name == self.effect
+        return (isinstance(effect, Send) and self.effect == "send") or (
+            isinstance(effect, Committed) and self.effect == "committed"
+        )
 
 
 @dataclass
@@ -91,12 +114,24 @@ class SimNode:
     behind: int = 0
     halted: str = ""
     training_until: float | None = None
+    slow: float = 0.0  # seconds of local work on top
+    trap: Trap | None = None
+    traps_sprung: int = 0
 
 
 class Cluster:
     """Nodes, a queue of frames in flight, and a clock."""
 
-    def __init__(self, count: int, *, seed: int = 0, manifest: RunManifest | None = None, founders: int | None = None):
+    def __init__(
+        self,
+        count: int,
+        *,
+        seed: int = 0,
+        manifest: RunManifest | None = None,
+        founders: int | None = None,
+        asleep: int = 0,
+    ):
+        """founders: how many are on the first roster. asleep: how many, from the last, are not started yet."""
         self.random = random.Random(seed)
         self.now = 0.0
         self.faults = Faults()
@@ -112,8 +147,11 @@ class Cluster:
         self._next_tick = 0.0
         self.local_work = 0.2
         self.contributing = set(self.nodes)
-        self.tamper: dict[PeerId, object] = {}
-        for peer in self.nodes:
+        self.witness = Witness(self.manifest, VALUES, self.genesis)
+        self.forgets: frozenset[str] = frozenset()  # records that never reach any disk: for mutants
+        self.twist: dict[PeerId, Callable[[PeerId, bytes], Iterable[bytes]]] = {}  # what a liar sends instead
+        self.overhear: dict[PeerId, Callable[[PeerId, bytes], None]] = {}  # what a liar does with what it receives
+        for peer in list(self.nodes)[: count - asleep]:
             self.start(peer)
 
     def machine(self, peer: PeerId) -> RoundMachine:
@@ -129,24 +167,36 @@ class Cluster:
         disk = node.disk
         durable = Durable(disk.get("promise"), disk.get("update"), disk.get("lock"), disk.get("record"))
         state = node.state or self.genesis
-        node.machine = RoundMachine(
-            self.rules, node.identity, Link.of(state), state, durable, self.random.randbytes, self.now
-        )
-        node.training_until = None
-        for other, running in self.nodes.items():
-            if other != peer and running.machine is None and self.now > 0:
-                node.machine.peer_gone(other, self.now)
+        with self._watched(peer):
+            machine = node.machine = RoundMachine(
+                self.rules, node.identity, Link.of(state), state, durable, self.random.randbytes, self.now
+            )
+            node.training_until = None
+            for other, running in self.nodes.items():
+                if other != peer and running.machine is None and self.now > 0:
+                    machine.peer_gone(other, self.now)
         self._carry_out(peer)
+
+    @contextmanager
+    def _watched(self, peer: PeerId) -> Iterator[None]:
+        """No machine may raise, whatever comes in: if one does, that is a violation, and the node is dead."""
+        try:
+            yield
+        except Exception:
+            self.witness.accuse("exception", f"{peer.short}: {traceback.format_exc(limit=-4)}")
+            self.nodes[peer].machine = None
 
     def crash(self, peer: PeerId, *, noticed: bool = True) -> None:
         """Kill a node: its memory and all frames in flight to it are lost."""
         self.nodes[peer].machine = None
+        self.nodes[peer].trap = None
         self._queue = [item for item in self._queue if item[3] != peer]
         heapq.heapify(self._queue)
         if noticed:
             for other, node in self.nodes.items():
                 if node.machine is not None:
-                    node.machine.peer_gone(peer, self.now)
+                    with self._watched(other):
+                        node.machine.peer_gone(peer, self.now)
                     self._carry_out(other)
 
     def run(self, seconds: float, *, until_round: int | None = None) -> None:
@@ -158,8 +208,11 @@ class Cluster:
             if self._queue and self._queue[0][0] <= self._next_tick:
                 self.now, _, sender, to, data = heapq.heappop(self._queue)
                 node = self.nodes[to]
+                if to in self.overhear:
+                    self.overhear[to](sender, data)
                 if node.machine is not None:
-                    node.machine.receive(sender, data, self.now)
+                    with self._watched(to):
+                        self.witness.verdict(sender, to, node.machine.receive(sender, data, self.now))
                     self._carry_out(to)
             else:
                 self.now = self._next_tick
@@ -171,18 +224,40 @@ class Cluster:
         running = [node for node in self.nodes.values() if node.machine is not None]
         return min((node.machine.round - 1 for node in running if node.machine), default=0)
 
+    def highest_round(self) -> int:
+        """The last round that any node has certified."""
+        return max((node.state.round for node in self.nodes.values() if node.state is not None), default=0)
+
+    def lose_touch(self, peer: PeerId, other: PeerId) -> None:
+        """`peer`'s connection to `other` breaks; `peer` is told."""
+        with self._watched(peer):
+            self.machine(peer).peer_gone(other, self.now)
+        self._carry_out(peer)
+
+    def leave(self, peer: PeerId, *, by_entry: bool) -> None:
+        """`peer` says in its entries from now on that it leaves; or signs a leave and is down afterwards."""
+        if by_entry:
+            self.machine(peer).prepare_to_leave()
+            return
+        with self._watched(peer):
+            self.machine(peer).leave()
+        self._carry_out(peer)
+        if self.nodes[peer].machine is not None:
+            self.crash(peer)
+
     def _tick(self) -> None:
         for peer, node in self.nodes.items():
             machine = node.machine
             if machine is None:
                 continue
-            if machine.wants_update:
-                if node.training_until is None:
-                    node.training_until = self.now + self.local_work * (0.5 + self.random.random())
-                elif self.now >= node.training_until:
-                    node.training_until = None
-                    machine.offer(self.update_of(peer, machine.round), self.now)
-            machine.tick(self.now)
+            with self._watched(peer):
+                if machine.wants_update:
+                    if node.training_until is None:
+                        node.training_until = self.now + self.local_work * (0.5 + self.random.random()) + node.slow
+                    elif self.now >= node.training_until:
+                        node.training_until = None
+                        machine.offer(self.update_of(peer, machine.round), self.now)
+                machine.tick(self.now)
             self._carry_out(peer)
 
     def update_of(self, peer: PeerId, round_number: int) -> Update | None:
@@ -199,27 +274,47 @@ class Cluster:
         if machine is None:
             return
         for effect in machine.drain():
-            if isinstance(effect, Send):
-                for to in effect.peers:
-                    for data in effect.frames:
-                        self.post(peer, to, data)
-            elif isinstance(effect, Persist):
+            if node.machine is not machine:
+                return  # it died of an earlier effect
+            if node.trap is not None and node.trap.catches(effect):
+                when, node.trap = node.trap.when, None
+                node.traps_sprung += 1
+                if when == "after":
+                    self._do(peer, node, effect)
+                elif when == "amid" and isinstance(effect, Send):
+                    self._send(peer, effect, effect.peers[: len(effect.peers) // 2])
+                self.crash(peer, noticed=self.random.random() < 0.5)
+                return
+            self._do(peer, node, effect)
+
+    def _send(self, peer: PeerId, effect: Send, peers: Iterable[PeerId]) -> None:
+        for to in peers:
+            for data in effect.frames:
+                self.post(peer, to, data)
+
+    def _do(self, peer: PeerId, node: SimNode, effect: Effect) -> None:
+        if isinstance(effect, Send):
+            self._send(peer, effect, effect.peers)
+        elif isinstance(effect, Persist):
+            if effect.name not in self.forgets:
                 node.disk[effect.name] = effect.data
-            elif isinstance(effect, Committed):
-                node.state = effect.state
-                node.committed.append(effect.certified)
-                node.disk["record"] = effect.certified.record
-                node.training_until = None
-                self.certificates.setdefault(effect.state.round, set()).add(effect.state.digest)
-            elif isinstance(effect, Discarded):
-                node.discarded.append(effect)
-            elif isinstance(effect, Rejected):
-                node.rejected.append(effect)
-            elif isinstance(effect, Behind):
-                node.behind += 1
-                self._sync(peer)
-            elif isinstance(effect, Halt):
-                node.halted = effect.reason
+        elif isinstance(effect, Committed):
+            node.state = effect.state
+            node.committed.append(effect.certified)
+            node.disk["record"] = effect.certified.record
+            node.training_until = None
+            self.certificates.setdefault(effect.state.round, set()).add(effect.state.digest)
+            self.witness.committed(peer, effect)
+        elif isinstance(effect, Discarded):
+            node.discarded.append(effect)
+        elif isinstance(effect, Rejected):
+            node.rejected.append(effect)
+        elif isinstance(effect, Behind):
+            node.behind += 1
+            self._sync(peer)
+        elif isinstance(effect, Halt):
+            node.halted = effect.reason
+            self.witness.accuse("halt", f"{peer.short}: {effect.reason}")
 
     def _sync(self, peer: PeerId) -> None:
         """What the driver does for a node that is behind: adopt a verified state."""
@@ -230,13 +325,25 @@ class Cluster:
         if best is not None and node.machine is not None and best.round >= node.machine.round:
             node.state = best
             node.training_until = None
-            node.machine.adopt(best, Link.of(best), self.now)
+            with self._watched(peer):
+                node.machine.adopt(best, Link.of(best), self.now)
+            self._carry_out(peer)
 
     def post(self, sender: PeerId, to: PeerId, data: bytes) -> None:
         """Put a frame on the wire."""
-        if self.nodes[to].machine is None or self.random.random() < self.faults.loss:
+        for sent in self.twist[sender](to, data) if sender in self.twist else (data,):
+            self.deliver(sender, to, sent)
+
+    def deliver(self, sender: PeerId, to: PeerId, data: bytes) -> None:
+        """What the wire does with a frame."""
+        self.witness.frame(data)
+        faults = self.faults
+        rare = faults.kind_loss.get(Kind(data[0]), 0.0) if faults.kind_loss else 0.0
+        lost = self.random.random() < max(faults.loss, rare) or data[0] in faults.drop
+        apart = faults.sides.get(sender, 0) != faults.sides.get(to, 0)
+        if self.nodes[to].machine is None or lost or apart:
             return
-        copies = 2 if self.random.random() < self.faults.duplicate else 1
+        copies = 2 if self.random.random() < faults.duplicate else 1
         for _ in range(copies):
-            at = self.now + self.random.uniform(*self.faults.delay)
+            at = self.now + self.random.uniform(*faults.delay)
             heapq.heappush(self._queue, (at, next(self._ticket), sender, to, data))
