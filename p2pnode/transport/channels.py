@@ -158,11 +158,16 @@ class Channels:
         inbound.task = self._spawn(self._serve(inbound, earlier))
 
     def instance_read(self, peer: PeerId, reader: FrameReader, instance: bytes) -> None:
-        """The opener's instance has come."""
-        for streams in [streams for (owner, _), streams in self._inbound.items() if owner == peer]:
-            for inbound in streams:
-                if inbound.reader is reader:
-                    inbound.instance = instance
+        """The opener's instance has come. If it is another than before, the earlier process is gone."""
+        for inbound in self._streams(peer):
+            if inbound.reader is reader:
+                inbound.instance = instance
+        before = self._instances.get(peer)
+        self._instances[peer] = instance
+        if before is not None and before != instance and peer in self._known:
+            self._close(peer, spared=instance)
+            for handler in self._hooks.gone:
+                handler(peer)
 
     async def _serve(self, inbound: Inbound, earlier: Inbound | None) -> None:
         peer, reader = inbound.peer, inbound.reader
@@ -241,12 +246,17 @@ class Channels:
         if peer not in self._known:
             return
         self._known.discard(peer)
+        self._instances.pop(peer, None)
+        self._close(peer)
+        for handler in self._hooks.gone:
+            handler(peer)
+
+    def _close(self, peer: PeerId, spared: bytes = b"") -> None:
         for key in [key for key in self._outgoing if key[0] == peer]:
             self._outgoing.pop(key).close()
         for inbound in self._streams(peer):
-            inbound.reader.close()
-        for handler in self._hooks.gone:
-            handler(peer)
+            if not spared or inbound.instance != spared:
+                inbound.reader.close()
 
     # ---- deadlines
 

@@ -359,8 +359,10 @@ class HivemindTransport(TransportCore):
     async def _keep_addresses(self) -> None:
         while True:
             await asyncio.sleep(limits.MAINTAIN_SECONDS)
-            with contextlib.suppress(NetworkError):
+            try:
                 await self._look_up_addresses()
+            except NetworkError as error:
+                self.options.log(str(error))
 
     async def _dial(self, peer: PeerId, some: Sequence[str]) -> None:
         try:

@@ -20,6 +20,7 @@ from p2pnode.transport.daemon import Daemon, SocketDirectory
 from p2pnode.transport.framing import FrameReader
 
 _REQUEST_SECONDS: Final = 5.0  # for our own daemon to answer
+_ENDED: Final = "libp2p's daemon has ended; stop this node and start it again"
 _MESSAGE_BYTES: Final = 4 << 20  # of an answer of our own daemon
 
 
@@ -96,7 +97,7 @@ class DaemonLink:
         except BaseException as error:
             sock.close()
             if isinstance(error, OSError):
-                raise NetworkError(f"libp2p's daemon has ended: {self._daemon.last_words}") from None
+                raise NetworkError(_ENDED) from None
             raise
         return sock
 
@@ -107,7 +108,7 @@ class DaemonLink:
             await asyncio.get_running_loop().sock_sendall(sock, _varint(len(data)) + data)
             response = self._messages.Response.FromString(await _read_message(sock))
         except OSError:
-            raise NetworkError("libp2p's daemon has ended") from None
+            raise NetworkError(_ENDED) from None
         if response.type == self._messages.Response.ERROR:
             raise Unreachable(str(response.error.msg)[:200])
         return response
@@ -230,7 +231,7 @@ async def _read_message(sock: socket.socket) -> bytes:
     while True:
         byte = await loop.sock_recv(sock, 1)
         if not byte:
-            raise NetworkError("libp2p's daemon has ended")
+            raise NetworkError(_ENDED)
         length |= (byte[0] & 0x7F) << shift
         shift += 7
         if byte[0] < 0x80:
@@ -241,6 +242,6 @@ async def _read_message(sock: socket.socket) -> bytes:
     while len(data) < length:
         more = await loop.sock_recv(sock, length - len(data))
         if not more:
-            raise NetworkError("libp2p's daemon has ended")
+            raise NetworkError(_ENDED)
         data += more
     return data

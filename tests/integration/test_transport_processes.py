@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +222,66 @@ def test_two_processes_with_one_identity_through_different_bootstraps(sockets: P
                 await twin.stop()
             await second.stop()
             await first.stop()
+
+    asyncio.run(test())
+
+
+class Unchecked(HivemindTransport):
+    """Comes back after a power cut: its old connection lingers, and can't be asked."""
+
+    async def _identity_taken(self, peers: Sequence[PeerId]) -> bool:
+        return False
+
+
+def test_a_peer_that_comes_back_while_its_old_streams_linger() -> None:
+    async def test() -> None:
+        here = HivemindTransport(PeerIdentity.generate(), RUN)
+        gone: list[PeerId] = []
+        frames: asyncio.Queue[bytes] = asyncio.Queue()
+        here.on_peer_gone(gone.append)
+        here.on_frame("x", lambda peer, frame: frames.put(frame))
+        await here.start()
+        one = PeerIdentity.generate()
+        twins = [Unchecked(one, RUN, TransportOptions(bootstraps=here.addresses())) for _ in range(2)]
+        try:
+            for number, twin in enumerate(twins):
+                await twin.start()
+                await twin.send(here.peer_id, "x", bytes([number]))
+                async with asyncio.timeout(5):
+                    assert await frames.get() == bytes([number])
+                assert gone == [one.peer_id] * number
+        finally:
+            await asyncio.gather(here.stop(), *(twin.stop() for twin in twins))
+
+    asyncio.run(test())
+
+
+def test_the_end_of_our_own_daemon_is_an_error_and_no_hang() -> None:
+    async def test() -> None:
+        here, there = (HivemindTransport(PeerIdentity.generate(), RUN) for _ in range(2))
+        await here.start()
+        await there.start()
+        try:
+            gone: list[PeerId] = []
+            here.on_peer_gone(gone.append)
+            assert await here.connect(there.addresses())
+            await here.send(there.peer_id, "presence", here._presence.proof(bytes(32)))
+            pending = asyncio.create_task(here.call(there.peer_id, "hello", b"", timeout=20))
+            await pending
+            os.kill(here._link.pid, signal.SIGKILL)
+            assert await gone_or_timeout(gone, 5) < 3
+            async with asyncio.timeout(3):
+                for attempt in (
+                    here.call(there.peer_id, "hello", b"", timeout=20),
+                    here.send(there.peer_id, "presence", b""),
+                    here.peers(),
+                ):
+                    with pytest.raises(NetworkError):
+                        await attempt
+                assert not await here.connect(there.addresses())
+                assert await here.fetch("k") == {}
+        finally:
+            await asyncio.gather(here.stop(), there.stop())
 
     asyncio.run(test())
 
