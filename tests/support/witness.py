@@ -19,7 +19,7 @@ from typing import Any
 from p2pnode.errors import PeerFault
 from p2pnode.identity import PeerId
 from p2pnode.manifest import RunManifest
-from p2pnode.messages import CLOSING, COMMITMENT, ENTRY, OUTPUT, PROPOSAL, VOTE, Ignored, MessageType
+from p2pnode.messages import CLOSING, COMMITMENT, ENTRY, OUTPUT, PROPOSAL, VOTE, Ignored, MessageType, SlotBase
 from p2pnode.replica.chain import Certified, Link, check_record, decode_record, prefer
 from p2pnode.replica.outer import outer_step
 from p2pnode.replica.state import GlobalState
@@ -49,6 +49,7 @@ class Witness:
         self.violations: list[tuple[str, str]] = []
         self.clauses: Counter[str] = Counter()  # of frames that were refused or ignored
         self.records = 0
+        self.votes = 0  # signed so far
         self._frames: set[bytes] = set()
         self._slots: dict[tuple[Any, ...], bytes] = {}
         self._states = {genesis.digest: genesis}
@@ -81,11 +82,14 @@ class Witness:
         self._frames.add(data)
         signed = message_type.open(data[1:])
         slot = signed.message.slot
+        self.votes += message_type is VOTE
         # The parent is left out on purpose unless provisional rounds, whose losers change branch, can differ.
         parent = b"" if self.strict else slot.parent
         key = (message_type.name, signed.sender, int(slot.round), int(slot.attempt), parent)
         if self._slots.setdefault(key, signed.digest) != signed.digest and signed.sender not in self.liars:
-            self.accuse("equivocation", f"{signed.sender.short}: two of {message_type.name} {slot.round}/{slot.attempt}")
+            self.accuse(
+                "equivocation", f"{signed.sender.short}: two of {message_type.name} {slot.round}/{slot.attempt}"
+            )
 
     @property
     def strict(self) -> bool:
@@ -143,8 +147,6 @@ class Witness:
                 self.accuse("fork", f"round {link.round}: a provisional state is preferred to a regular one")
 
 
-def _base_of(certified: Certified) -> Any:
-    from p2pnode.messages import SlotBase
-
+def _base_of(certified: Certified) -> SlotBase:
     slot = certified.closing.message.slot
     return SlotBase(slot.run, slot.round, slot.parent)
