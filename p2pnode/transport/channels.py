@@ -261,29 +261,28 @@ class Channels:
     # ---- deadlines
 
     async def _watch(self) -> None:
-        while True:
-            await asyncio.sleep(1.0)
-            now = time.monotonic()
-            for key, writer in list(self._outgoing.items()):
-                if writer.broken:
-                    del self._outgoing[key]
-                elif writer.blocked_since and now - writer.blocked_since > limits.WRITE_STALL_SECONDS:
-                    logger.debug("%s reads nothing in channel %s: closed", key[0].short, key[1])
-                    writer.close()
-            for streams in list(self._inbound.values()):
-                for inbound in streams:
-                    reader = inbound.reader
-                    if (
-                        reader.began
-                        and not reader.paused
-                        and (
-                            now - reader.moved > limits.FRAME_STALL_SECONDS or now - reader.began > limits.FRAME_SECONDS
-                        )
-                    ):
-                        reader.fail("frame-stalled")
-            if now - self._last_watch > limits.WATCH_SECONDS:
-                self._last_watch = now
-                await self._watch_silent()
+        try:
+            while True:
+                await asyncio.sleep(1.0)
+                self._watch_deadlines(time.monotonic())
+                if time.monotonic() - self._last_watch > limits.WATCH_SECONDS:
+                    self._last_watch = time.monotonic()
+                    await self._watch_silent()
+        finally:
+            self._closed = True  # also when the loop is closed without `stop`: nothing new begins
+
+    def _watch_deadlines(self, now: float) -> None:
+        for key, writer in list(self._outgoing.items()):
+            if writer.broken:
+                del self._outgoing[key]
+            elif writer.blocked_since and now - writer.blocked_since > limits.WRITE_STALL_SECONDS:
+                logger.debug("%s reads nothing in channel %s: closed", key[0].short, key[1])
+                writer.close()
+        for reader in [inbound.reader for streams in self._inbound.values() for inbound in streams]:
+            if reader.paused or not reader.began:
+                continue
+            if now - reader.moved > limits.FRAME_STALL_SECONDS or now - reader.began > limits.FRAME_SECONDS:
+                reader.fail("frame-stalled")
 
     async def _watch_silent(self) -> None:
         live = {key[0] for key in self._outgoing} | set(self._inbound_count)

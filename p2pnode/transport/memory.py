@@ -58,9 +58,8 @@ class MemoryNetwork:
         self._sides: dict[PeerId, int] = {}
         self._holders: dict[bytes, set[MemoryTransport]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.dropped = 0  # frames and calls
+        self.dropped = self.delayed = 0  # frames and calls
         self.duplicated = 0  # frames
-        self.delayed = 0  # frames and calls
 
     def transport(
         self, identity: PeerIdentity, run_digest: bytes, options: TransportOptions | None = None
@@ -314,8 +313,7 @@ class MemoryTransport(TransportCore):
     async def _connected(self) -> set[PeerId]:
         return set(self.links)
 
-    async def _met(self, peers: Sequence[PeerId]) -> None:
-        pass
+    async def _met(self, peers: Sequence[PeerId]) -> None: ...
 
     async def _identity_taken(self, peers: Sequence[PeerId]) -> bool:
         return False  # `MemoryNetwork.enter` has looked
@@ -323,8 +321,7 @@ class MemoryTransport(TransportCore):
     def _background(self) -> Iterable[Coroutine[Any, Any, Any]]:
         return ()
 
-    def _registered(self, name: str, *, is_call: bool) -> None:
-        pass
+    def _registered(self, name: str, *, is_call: bool) -> None: ...
 
     async def send(self, peer: PeerId, channel: str, frame: bytes) -> None:
         """See `base.Transport.send`."""
