@@ -6,15 +6,18 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 from p2pnode.manifest import RunManifest
+from p2pnode.node.work import Measured, Worker
 from p2pnode.replica.chain import Link
 from p2pnode.replica.state import GlobalState
 from p2pnode.transport.base import Traffic
 from p2pnode.ui.events import EventSink
-from p2pnode.work import Worker
 
-Measured = Callable[[RunManifest, dict[str, float]], None]
+BACKLOG: Final = 2  # rounds that wait for their measures; with more, evaluation is too slow for every round
+
+OnMeasured = Callable[[RunManifest, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -32,7 +35,7 @@ class RoundReport:
 class Reporter:
     """Tells every certified round, in order."""
 
-    def __init__(self, sink: EventSink, manifest: RunManifest, worker: Worker, measured: Measured) -> None:
+    def __init__(self, sink: EventSink, manifest: RunManifest, worker: Worker, measured: OnMeasured) -> None:
         self._sink = sink
         self._manifest = manifest
         self._worker = worker
@@ -40,10 +43,17 @@ class Reporter:
         self._queue: asyncio.Queue[tuple[float, RoundReport]] = asyncio.Queue()
         self._last_at = time.monotonic()
         self._last_traffic = Traffic(0, 0)
+        self._newest: tuple[bytes, Measured] | None = None  # state digest
 
     def put(self, report: RoundReport) -> None:
         """A round is certified."""
         self._queue.put_nowait((time.monotonic(), report))
+
+    async def measure(self, state: GlobalState) -> Measured:
+        """A state's measures; the newest are kept."""
+        if self._newest is None or self._newest[0] != state.digest:
+            self._newest = (state.digest, await self._worker.evaluate(state.parameters))
+        return self._newest[1]
 
     async def finish(self) -> None:
         """Until all rounds have been told."""
@@ -62,8 +72,9 @@ class Reporter:
         training, privacy = self._manifest.training, self._manifest.privacy
         number = report.state.round
         measures: dict[str, float] = {}
-        if number % training.evaluate_every == 0 or number == training.target_rounds:
-            measures = dict((await self._worker.evaluate(report.state.parameters)).measures)
+        due = number % training.evaluate_every == 0 and self._queue.qsize() <= BACKLOG
+        if due or number == training.target_rounds:
+            measures = dict((await self.measure(report.state)).measures)
         seconds, self._last_at = at - self._last_at, at
         before, self._last_traffic = self._last_traffic, report.traffic
         self._sink.emit(

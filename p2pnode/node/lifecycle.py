@@ -7,41 +7,37 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from typing import Any, Final, NoReturn, TypeVar
 
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ArithmeticMismatch, BudgetSpent, NetworkError, P2PNodeError, PeerFault
 from p2pnode.exchange import GradientExchange, Journal
-from p2pnode.founding import check_run, found_run, load_run
-from p2pnode.home import Home, RunFiles, write_atomically
+from p2pnode.home import Home, write_atomically
 from p2pnode.identity import PeerId, PeerIdentity
-from p2pnode.invite import MAX_ADDRESSES, Invite
+from p2pnode.invite import Invite
 from p2pnode.manifest import RunManifest
-from p2pnode.manifest_file import dump_manifest, sign_manifest
-from p2pnode.members import Members
+from p2pnode.manifest_file import dump_manifest
+from p2pnode.node.finding import Run, fetch, first_state, found, make_transport
+from p2pnode.node.inviting import Inviter
+from p2pnode.node.leaving import linger, save
+from p2pnode.node.members import Members
+from p2pnode.node.reporting import Reporter, RoundReport
+from p2pnode.node.stopping import Stopping, watch_for_stop
+from p2pnode.node.work import Worker
 from p2pnode.replica.chain import Link
-from p2pnode.replica.outer import buffers
-from p2pnode.replica.roster import Roster
-from p2pnode.replica.state import NO_PARENT, GlobalState
-from p2pnode.reporting import Reporter, RoundReport
-from p2pnode.results import Outcome, write_outcome
+from p2pnode.replica.state import GlobalState
 from p2pnode.round.effects import Behind, Committed, Discarded, Halt, Rejected, Waiting
 from p2pnode.round.rules import Rules
-from p2pnode.stopping import Stopping, watch_for_stop
 from p2pnode.sync import ChainLog, SyncClient, SyncServer
-from p2pnode.transport.base import Transport, TransportOptions
+from p2pnode.transport.base import Transport
 from p2pnode.ui.events import EventSink
-from p2pnode.work import Worker, as_lists
 
 T = TypeVar("T")
 
 FINISH_SECONDS: Final = 3.0  # given to the round in progress when we leave
 LINGER_SECONDS: Final = 5.0  # given to others to fetch the last round from us
-INVITE_SECONDS: Final = 2.0  # between rewrites of the invite file
 
 
 def run_node(config: NodeConfig, sink: EventSink) -> int:
@@ -69,16 +65,6 @@ class _Stopped(Exception):
     """We were told to stop before we had joined."""
 
 
-@dataclass
-class Run:
-    """What is known once the node has found its run."""
-
-    manifest: RunManifest
-    signature: bytes
-    files: RunFiles
-    invite: Invite | None  # None: we found it
-
-
 class Node:
     """One node of one run."""
 
@@ -103,19 +89,18 @@ class Node:
         self._epsilon: float | None = None
         self._syncing: asyncio.Task[None] | None = None
         self._failure: P2PNodeError | None = None
-        self._invite_at = 0.0
 
     async def run(self) -> None:
         """From nothing to having left."""
         if self._config.run.invite is None:
             self._notice("making the run: loading its task, calibrating its noise")
-            run = await self._unless_stopped(asyncio.to_thread(self._found))
+            run = await self._unless_stopped(asyncio.to_thread(found, self._config, self._home, self._identity))
             transport = await self._unless_stopped(self._connect(run.manifest.digest, ()))
         else:
             invite = self._config.run.invite
             self._notice("looking for the run's peers")
             transport = await self._unless_stopped(self._connect(invite.run, invite.addresses))
-            run = await self._unless_stopped(self._fetch_run(transport, invite))
+            run = await self._unless_stopped(fetch(transport, invite, self._home, self._debug))
             self._notice(f'found run "{run.manifest.name}": loading its task and data')
         write_atomically(run.files.manifest, dump_manifest(run.manifest, run.signature).encode())
         self._home.set_current(run.manifest.run_id)
@@ -146,42 +131,10 @@ class Node:
 
     # finding the run
 
-    def _found(self) -> Run:
-        choice = self._config.run
-        if choice.manifest is not None:
-            manifest, signature = load_run(choice.manifest, self._identity, unsafe_no_privacy=choice.unsafe_no_privacy)
-            check_run(manifest)
-        else:
-            manifest = found_run(
-                choice.task or "digits",
-                self._identity.peer_id,
-                unsafe_no_privacy=choice.unsafe_no_privacy,
-                name=choice.name,
-                data_dir=self._config.work.data_dir,
-            )
-            signature = sign_manifest(self._identity, manifest)
-        return Run(manifest, signature, self._home.run(manifest.run_id), None)
-
-    async def _fetch_run(self, transport: Transport, invite: Invite) -> Run:
-        manifest, signature = await SyncClient(transport, self._debug).manifest(invite, invite.bootstraps)
-        await asyncio.to_thread(check_run, manifest)
-        return Run(manifest, signature, self._home.run(manifest.run_id), invite)
-
     async def _connect(self, run_digest: bytes, bootstraps: tuple[str, ...]) -> Transport:
-        def make() -> Transport:
-            from p2pnode.transport.hivemind import HivemindTransport  # seconds of imports: off the event loop
-
-            options = TransportOptions(
-                listen=self._config.network.listen,
-                announce=self._config.network.announce,
-                bootstraps=bootstraps,
-                remembered=self._remembered(run_digest),
-                log=self._notice,
-                debug=self._config.debug,
-            )
-            return HivemindTransport(self._identity, run_digest, options)
-
-        self._transport = await asyncio.to_thread(make)
+        self._transport = await asyncio.to_thread(
+            make_transport, self._config, self._home, self._identity, run_digest, bootstraps, self._notice
+        )
         self._transport.on_violation(self._on_violation)
         await self._transport.start()
         return self._transport
@@ -191,13 +144,6 @@ class Node:
         number = self._require(self._exchange).machine.round if running else None
         self._sink.emit("rejected", clause=clause, peer=peer.text, round=number)
 
-    def _remembered(self, run_digest: bytes) -> tuple[str, ...]:
-        try:
-            known = json.loads(self._home.peers.read_text("utf-8"))[run_digest.hex()]
-            return tuple(address for address in known if isinstance(address, str))[:32]
-        except (OSError, ValueError, KeyError, TypeError):
-            return ()
-
     # taking part
 
     async def _take_part(self, run: Run, transport: Transport, worker: Worker, server: SyncServer) -> None:
@@ -206,14 +152,16 @@ class Node:
         exchange = self._exchange = GradientExchange(
             rules, self._identity, transport, Journal(run.files.directory / "journal")
         )
+        inviter = Inviter(run, transport)
         members = Members(transport, self._home, manifest.digest, self._sink)
         if run.invite is None:
-            state, provisional = self._genesis(manifest, worker), False
+            state, provisional = first_state(manifest, worker, self._identity), False
             link, record = Link.of(state), None
             server.add(state, None)
-            self._tell_started(run, transport, state.round, state.digest, state.roster)
+            self._tell_started(run, transport, inviter.at(0, state.digest, state.roster.digest))
         else:
-            self._tell_started(run, transport, run.invite.round, run.invite.state_digest, None)
+            checkpoint = (run.invite.round, run.invite.state_digest, run.invite.roster_digest)
+            self._tell_started(run, transport, inviter.at(*checkpoint))
             client = SyncClient(transport, self._debug)
             synced = await self._unless_stopped(
                 client.state(run.invite, manifest, worker.values, run.invite.bootstraps)
@@ -223,7 +171,7 @@ class Node:
             for number, raw in enumerate(synced.records, run.invite.round + 1):
                 self._require(self._log).append(number, raw)
             server.add(state, None)
-        self._write_invite(run, transport, state, force=True)
+        inviter.write(state, time.monotonic())
         reporter = Reporter(self._sink, manifest, worker, self._on_measured)
         self._sink.emit(
             "joined",
@@ -238,19 +186,10 @@ class Node:
         self._spawn(members.run(lambda: exchange.machine.state))
         self._spawn(reporter.run())
         self._spawn(self._work(exchange, worker))
-        self._spawn(self._follow(run, exchange, server, reporter, members))
+        self._spawn(self._follow(run, exchange, server, reporter, members, inviter))
         self._stop_at_end(state.round)
         await self._stopping.wait()
         await self._leave(run, exchange, worker, reporter)
-
-    def _genesis(self, manifest: RunManifest, worker: Worker) -> GlobalState:
-        import numpy as np
-
-        parameters = worker.initial()
-        tensors = np.zeros(worker.values * (1 + buffers(manifest.training.outer)), dtype=np.float32)
-        tensors[: worker.values] = parameters
-        roster = Roster.genesis(manifest, self._identity.peer_id)
-        return GlobalState(manifest.digest, 0, NO_PARENT, roster, tensors, worker.values)
 
     async def _work(self, exchange: GradientExchange, worker: Worker) -> None:
         """Local work, round after round."""
@@ -289,7 +228,13 @@ class Node:
                 exchange.offer(None)
 
     async def _follow(
-        self, run: Run, exchange: GradientExchange, server: SyncServer, reporter: Reporter, members: Members
+        self,
+        run: Run,
+        exchange: GradientExchange,
+        server: SyncServer,
+        reporter: Reporter,
+        members: Members,
+        inviter: Inviter,
     ) -> NoReturn:
         """Everything that comes of the rounds."""
         transport = self._require(self._transport)
@@ -312,7 +257,7 @@ class Node:
                     )
                     members.seen(outcome.certified.link)
                     self._stop_at_end(state.round)
-                    self._write_invite(run, transport, state)
+                    inviter.write(state, time.monotonic())
                     self._round_began.set()
                 case Discarded():
                     self._sink.emit("discarded", round=outcome.round, attempt=outcome.attempt, reason=outcome.reason)
@@ -378,21 +323,21 @@ class Node:
 
     async def _leave(self, run: Run, exchange: GradientExchange, worker: Worker, reporter: Reporter) -> None:
         """Finish or give up the round in progress, say goodbye, show and save the result."""
-        deadline = time.monotonic() + (LINGER_SECONDS if self._stopping.by_itself else FINISH_SECONDS)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + (LINGER_SECONDS if self._stopping.by_itself else FINISH_SECONDS)
         if exchange.running and self._failure is None:
             if self._stopping.by_itself:
-                await self._linger(exchange, deadline)
+                await linger(exchange, self._require(self._transport), deadline)
             else:
                 number = exchange.machine.round
                 while not exchange.machine.wants_update and exchange.machine.round == number:
-                    if time.monotonic() > deadline or len(exchange.machine.state.roster.members) == 1:
+                    if loop.time() > deadline or len(exchange.machine.state.roster.members) == 1:
                         break
                     await asyncio.sleep(0.05)
             await exchange.leave(0.2)
         state = exchange.machine.state if exchange.running else None
-        await self._until(reporter.finish(), 4.0)
-        if state is not None:
-            await self._until(self._save(run, worker, state), 4.0)
+        # Told by a person to go, we have seconds; at the run's end, the last measures are what it was all for.
+        await self._until(self._conclude(run, worker, reporter, state), None if self._stopping.by_itself else 4.0)
         delta = run.manifest.privacy.delta if self._epsilon is not None else None
         self._sink.emit(
             "stopped",
@@ -405,51 +350,15 @@ class Node:
         if self._failure is not None:
             raise self._failure
 
-    async def _linger(self, exchange: GradientExchange, deadline: float) -> None:
-        """All may leave at once: stay until whoever was with us in the last round has it too, or is gone."""
-        client = SyncClient(self._require(self._transport))
-        state, link = exchange.machine.state, exchange.machine.link
-        waiting = {*link.contributors, *state.roster.members} - {self._identity.peer_id}
-        while waiting and time.monotonic() < deadline:
-            for peer in sorted(waiting):
-                try:
-                    behind = peer not in exchange.machine.gone and await client.round_of(peer) < state.round
-                except (NetworkError, PeerFault):
-                    behind = False
-                if not behind:
-                    waiting.discard(peer)
-            if waiting:
-                await asyncio.sleep(0.1)
-
-    async def _save(self, run: Run, worker: Worker, state: GlobalState) -> None:
-        measured = await worker.evaluate(state.parameters)
-        outcome = Outcome(
-            run.manifest,
-            run.signature,
-            worker.tensors(state.parameters),
-            state.round,
-            state.digest,
-            measured.measures,
-            as_lists(measured.confusion),
-            self._epsilon,
-            run.manifest.privacy.delta if self._epsilon is not None else None,
-        )
-        await asyncio.to_thread(write_outcome, run.files, outcome)
-        self._sink.emit(
-            "result",
-            measures=dict(measured.measures),
-            confusion=as_lists(measured.confusion),
-            model=str(run.files.model),
-            round=state.round,
-            state_digest=state.digest,
-        )
+    async def _conclude(self, run: Run, worker: Worker, reporter: Reporter, state: GlobalState | None) -> None:
+        await reporter.finish()
+        if state is not None:
+            await save(self._sink, run, worker, state, await reporter.measure(state), self._epsilon)
 
     # telling
 
-    def _tell_started(self, run: Run, transport: Transport, number: int, digest: bytes, roster: Roster | None) -> None:
+    def _tell_started(self, run: Run, transport: Transport, invite: Invite) -> None:
         manifest, privacy = run.manifest, run.manifest.privacy
-        roster_digest = roster.digest if roster else (run.invite.roster_digest if run.invite else b"")
-        invite = self._invite(manifest, transport, number, digest, roster_digest)
         self._sink.emit(
             "started",
             peer_id=self._identity.peer_id.text,
@@ -464,23 +373,6 @@ class Node:
             delta=privacy.delta if privacy.mode != "none" else None,
             target_rounds=manifest.training.target_rounds or None,
         )
-
-    def _invite(
-        self, manifest: RunManifest, transport: Transport, number: int, digest: bytes, roster_digest: bytes
-    ) -> Invite:
-        addresses = tuple(transport.addresses())[:MAX_ADDRESSES]
-        if self._config.run.invite is not None:  # the one that invited us is a second way in
-            others = (a for a in self._config.run.invite.addresses if a not in addresses)
-            addresses = (*addresses, *others)[:MAX_ADDRESSES]
-        author = PeerId.from_text(manifest.author)
-        return Invite(manifest.digest, author, number, digest, roster_digest, addresses)
-
-    def _write_invite(self, run: Run, transport: Transport, state: GlobalState, *, force: bool = False) -> None:
-        now = time.monotonic()
-        if force or now - self._invite_at >= INVITE_SECONDS:
-            self._invite_at = now
-            invite = self._invite(run.manifest, transport, state.round, state.digest, state.roster.digest)
-            write_atomically(run.files.invite, invite.text.encode() + b"\n")
 
     def _notice(self, text: str) -> None:
         self._sink.emit("notice", text=text)
@@ -522,7 +414,7 @@ class Node:
                 with contextlib.suppress(BaseException):
                     await future
 
-    async def _until(self, work: Coroutine[Any, Any, None], seconds: float) -> None:
+    async def _until(self, work: Coroutine[Any, Any, None], seconds: float | None) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(work, seconds)
 
