@@ -136,6 +136,7 @@ class NodeConfig:
     leave: LeaveChoice = field(default_factory=LeaveChoice)
     screen: ScreenKind = "auto"
     debug: bool = False
+    launcher: int | None = None  # process id of our parent when we started: the node does not outlive it
 
 
 def parse_share(text: str) -> Share:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,8 @@ def join(invite: tuple[str, ...], debug: bool, **options: Any) -> int:
     p2pnode join p2pnode1:adr...              join a run
     p2pnode join p2pnode1:adr... --for 2h     ... and leave after two hours
     """
+    launcher = os.getppid()  # before the imports, which take their time
+
     from p2pnode.config import (
         DEFAULT_LISTEN,
         LeaveChoice,
@@ -113,6 +116,7 @@ def join(invite: tuple[str, ...], debug: bool, **options: Any) -> int:
         leave=LeaveChoice(rounds=options["rounds"], until=options["until"], for_seconds=options["for_seconds"]),
         screen=options["screen"],
         debug=debug,
+        launcher=launcher,
     )
     screen = make_screen(config.screen, sys.stdout, label=(config.run.name or "") if pasted else "")
     try:

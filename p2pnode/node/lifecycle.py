@@ -47,7 +47,7 @@ def run_node(config: NodeConfig, sink: EventSink) -> int:
 
 async def _run(config: NodeConfig, sink: EventSink) -> int:
     stopping = Stopping()
-    async with watch_for_stop(stopping, config.leave.for_seconds):
+    async with watch_for_stop(stopping, config.leave.for_seconds, config.launcher):
         home = Home(config.home)
         with home.lock():
             identity = PeerIdentity.load_or_create(home.identity)

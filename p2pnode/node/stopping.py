@@ -40,7 +40,9 @@ class Stopping:
 
 
 @asynccontextmanager
-async def watch_for_stop(stopping: Stopping, for_seconds: float | None) -> AsyncIterator[None]:
+async def watch_for_stop(
+    stopping: Stopping, for_seconds: float | None, launcher: int | None = None
+) -> AsyncIterator[None]:
     """Turn signals, the parent's death and the time limit into requests to stop.
 
     A second signal ends the process at once; the libp2p daemon ends with it.
@@ -64,7 +66,7 @@ async def watch_for_stop(stopping: Stopping, for_seconds: float | None) -> Async
             handled.append(number)
     tasks = []
     if signal.SIGHUP in handled:
-        tasks.append(asyncio.create_task(_watch_parent(stopping)))
+        tasks.append(asyncio.create_task(_watch_parent(stopping, launcher)))
     if for_seconds is not None:
         tasks.append(asyncio.create_task(_watch_clock(stopping, for_seconds)))
     try:
@@ -77,8 +79,8 @@ async def watch_for_stop(stopping: Stopping, for_seconds: float | None) -> Async
             loop.remove_signal_handler(number)
 
 
-async def _watch_parent(stopping: Stopping) -> None:
-    await parent_gone()
+async def _watch_parent(stopping: Stopping, launcher: int | None) -> None:
+    await parent_gone(launcher)
     stopping.request("the process that started it has ended", by_itself=False)
 
 
