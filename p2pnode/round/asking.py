@@ -23,6 +23,15 @@ def want_certificate(c: Context, peers: Iterable[PeerId], now: float) -> None:
     ask(c, Want(kind=Want.CERTIFICATE, round=c.round.base.round), peers, now)
 
 
+def want_certificate_of(c: Context, peer: PeerId, now: float) -> None:
+    """Ask a peer that speaks of a later round for our certificate: all strangers together no oftener than one."""
+    account = c.account(peer)
+    if now >= c.asked.get(account, now):
+        c.asked[account] = now + WANT_SECONDS
+        want = Want(kind=Want.CERTIFICATE, round=c.round.base.round)
+        c.send([peer], [frame(Kind.WANT, want.SerializeToString())])
+
+
 def want_outputs(c: Context, exchange: GroupExchange, now: float, peers: tuple[PeerId, ...] = ()) -> None:
     """Ask for the outputs that a Closing names and we miss: of `peers`, of voters, of those who hold a lock on it."""
     r = c.round

@@ -9,9 +9,9 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from p2pnode.identity import PeerId
-from p2pnode.messages import ENTRY, PROPOSAL
+from p2pnode.messages import ENTRY, MAX_ATTEMPT, PROPOSAL
 from p2pnode.replica.proposal import Group, check_group, convener_of, least_contributors
-from p2pnode.round.asking import ask
+from p2pnode.round.asking import ask, want_certificate
 from p2pnode.round.context import Context
 from p2pnode.round.deciding import accept
 from p2pnode.round.effects import Discarded, Persist
@@ -25,11 +25,16 @@ from p2pnode.wire.round_pb2 import Relock, RoundEntry, Want
 RESEND_SECONDS: Final = 1.5  # an entry that got no proposal yet is sent again
 JUMP_SECONDS: Final = 0.5  # waited at an attempt before following others to a higher one
 GRACE_SECONDS: Final = 2.0  # given to a convener beyond the gathering deadline
+MAX_JUMP: Final = 1024  # attempts skipped at once on the word of a few
 
 
 def gather(c: Context, now: float) -> None:
     """Take our attempt a step further: enter, wait, propose, or give up and enter the next."""
     r = c.round
+    if r.barred:
+        c.say("for the certificate of a round that this node took part in before it was restarted")
+        want_certificate(c, c.state.roster.members, now)
+        return
     if r.group is not None:
         message = r.group.proposal.message
         deadline = r.group_at + (message.contribute_ms + message.close_ms + message.vote_ms) / 1000
@@ -41,18 +46,16 @@ def gather(c: Context, now: float) -> None:
         r.attempt = -1
         floor = r.floor()
         r.group = None
-        _enter(c, max(floor, _seen(c)), now)
+        _enter(c, _next(c, floor), now)
         return
     if r.attempt < 0:
-        _enter(c, max(r.floor(), _seen(c)), now)
+        _enter(c, _next(c, r.floor()), now)
         return
     convener = convener_of(c.state.roster, r.base, r.attempt)
     if convener != c.me and convener in c.gone and not c.gone.issuperset(c.state.roster.members):
-        _enter(c, max(r.attempt + 1, _seen(c)), now)
+        _enter(c, _next(c, r.attempt + 1), now)
         return
-    seen = _seen(c)
-    if seen > r.attempt and now >= r.entered_at + JUMP_SECONDS:
-        _enter(c, seen, now)
+    if _jump(c, now):
         return
     entries = r.gathering.at(r.attempt)
     members = [peer for peer in c.state.roster.members if peer in entries]
@@ -77,7 +80,7 @@ def gather(c: Context, now: float) -> None:
         if late or now >= provisional_at + gather + GRACE_SECONDS:
             c.tell(Discarded(r.base.round, r.attempt, f"its convener {convener.short} is silent"))
             c.gone.add(convener)
-            _enter(c, max(r.attempt + 1, _seen(c)), now)
+            _enter(c, _next(c, r.attempt + 1), now)
             return
         c.say("for the others to finish local work" if enough else "for a quorum of the roster")
     if now >= r.resend_at and r.group is None:
@@ -85,9 +88,40 @@ def gather(c: Context, now: float) -> None:
         send_entry(c, c.state.roster.members)
 
 
-def _seen(c: Context) -> int:
-    """The highest attempt that another roster member entered."""
-    return c.round.gathering.highest(others(c.state.roster.members, c.me))
+def _seen(c: Context, supporters: int = 1) -> int:
+    """The highest attempt that so many other roster members have reached."""
+    return c.round.gathering.highest(others(c.state.roster.members, c.me), supporters)
+
+
+def _supporters(c: Context) -> int:
+    """Members of whom one is honest while liars are fewer than a quorum's rest."""
+    roster = c.state.roster
+    return len(roster.members) - roster.quorum + 1
+
+
+def _next(c: Context, least: int) -> int:
+    """The attempt to enter: where the others are, but not wherever a single liar says that it is."""
+    return max(least, _seen(c, _supporters(c)), min(_seen(c), least + MAX_JUMP))
+
+
+def _jump(c: Context, now: float) -> bool:
+    """Follow others to a higher attempt; whether we did.
+
+    At once if so many are there that one must be honest. On the word of fewer each time later, up to the time that an
+    attempt needs: a liar that runs ahead for ever leaves the others time to finish one.
+    """
+    r = c.round
+    supported, highest = _seen(c, _supporters(c)), min(_seen(c), r.attempt + MAX_JUMP)
+    patience = JUMP_SECONDS * 2 ** min(r.lone_jumps, 16)
+    longest = c.rules.manifest.deadlines.gather + 2 * GRACE_SECONDS
+    if supported > r.attempt and now >= r.entered_at + JUMP_SECONDS:
+        _enter(c, supported, now)
+        return True
+    if highest > r.attempt and now >= r.entered_at + min(patience, longest):
+        r.lone_jumps += 1
+        _enter(c, highest, now)
+        return True
+    return False
 
 
 def _stuck(c: Context, group: Group) -> str:
@@ -106,6 +140,8 @@ def _enter(c: Context, attempt: int, now: float) -> None:
     """Promise, and sign an entry for `attempt` or the next one whose convener is not known to be gone."""
     r = c.round
     roster = c.state.roster
+    if attempt > MAX_ATTEMPT:
+        return  # nobody would accept it: only a certificate helps now
     for _ in roster.members:
         convener = convener_of(roster, r.base, attempt)
         if convener == c.me or convener not in c.gone:
@@ -172,6 +208,7 @@ def _propose(c: Context, entries: Iterable[PeerId], now: float, *, provisional: 
     proposal = PROPOSAL.seal(c.identity, message)
     group = check_group(proposal, r.base, c.state.roster, c.rules.manifest, c.rules.values)
     r.groups[proposal.digest] = group
+    r.forget_old(proposal.digest)
     for peer in entries:
         if peer not in group.entries:
             r.late.add(peer)

@@ -11,6 +11,7 @@ from p2pnode.messages import SlotBase
 from p2pnode.replica.chain import Link
 from p2pnode.replica.proposal import Group
 from p2pnode.replica.state import GlobalState
+from p2pnode.round.answers import Answers
 from p2pnode.round.effects import Effect, Waiting
 from p2pnode.round.frames import Send
 from p2pnode.round.group_exchange import GroupExchange
@@ -47,6 +48,9 @@ class Context:
     hoped: set[PeerId] = field(default_factory=set)  # contributors that are expected though not on the roster
     vain: set[PeerId] = field(default_factory=set)  # waited for in vain: not again, until they enter a current round
     past: dict[int, Past] = field(default_factory=dict)
+    answers: Answers = field(default_factory=Answers)
+    asked: dict[PeerId | None, float] = field(default_factory=dict)  # by account: not asked again before then
+    next_behind: float = 0.0
     changed: bool = False  # something was done: look again what can be done
     replay: bool = False  # frames that were kept may be of use now
     waiting: str = ""
@@ -65,7 +69,11 @@ class Context:
             self.durable = Durable()
         self.early.take()
         for sender, data in self.future.take():
-            self.early.add(sender, data)
+            self.early.add(self.account(sender), sender, data)
+        self.asked.clear()
+        near = self.state.roster.known | self.hoped
+        self.gone &= near
+        self.vain &= near
         self.waiting = ""
         self.changed = self.replay = True
 
@@ -77,6 +85,10 @@ class Context:
                 del self.past[old]
             elif old <= number - KEPT_OUTPUTS:
                 self.past[old] = Past(self.past[old].record, None)
+
+    def account(self, peer: PeerId) -> PeerId | None:
+        """On whose account `peer`'s frames are kept: its own if it is on record, else one for all strangers."""
+        return peer if peer in self.state.roster.known or peer in self.round.gathering.by_sender else None
 
     def expected(self) -> set[PeerId]:
         """Whom a convener waits for, until the gathering deadline."""

@@ -33,7 +33,13 @@ def accept(c: Context, group: Group, now: float) -> None:
     listed = group.entries.get(c.me)
     ours = own is not None and listed is not None and own.digest == listed.digest
     if group.base is None and ours and r.offer is not None and _may_sign(c, group):
-        contribution = exchange.contribution = Contribution(c.rules, group, r.offer)
+        try:
+            contribution = Contribution(c.rules, group, r.offer)
+        except PeerFault as fault:  # a part's bounds depend on where the proposal cuts, so `offer` could not tell
+            c.tell(Rejected(c.me, fault.clause, f"our own update: {fault.detail}"))
+            c.changed = c.replay = True
+            return
+        exchange.contribution = contribution
         exchange.commitment = COMMITMENT.seal(c.identity, contribution.commitment(r.base))
         for part in group.parts:
             if part.reducer == c.me:
@@ -48,7 +54,7 @@ def accept(c: Context, group: Group, now: float) -> None:
 
 def _may_sign(c: Context, group: Group) -> bool:
     r = c.round
-    return group.attempt >= r.promised and group.attempt > r.sealed
+    return group.attempt >= r.promised and group.attempt > r.sealed and not r.barred
 
 
 def exchange_step(c: Context, group: Group, now: float) -> None:
@@ -97,7 +103,7 @@ def _vote(c: Context, group: Group, exchange: GroupExchange) -> None:
     r = c.round
     closing = exchange.closing
     voted = r.lock is not None and r.lock.attempt >= group.attempt
-    if closing is None or voted or c.me not in group.electorate or group.attempt < r.promised:
+    if closing is None or voted or r.barred or c.me not in group.electorate or group.attempt < r.promised:
         return
     if group.closing is not None and group.closing.digest != closing.digest:
         return  # a relock obliges to its Closing; that we hold another one of the same group is equivocation

@@ -9,20 +9,37 @@ from typing import Final
 from p2pnode.envelope import Signed
 from p2pnode.identity import PeerId
 from p2pnode.manifest import RunManifest
-from p2pnode.messages import SlotBase, reject
+from p2pnode.messages import Ignored, SlotBase, reject
 from p2pnode.replica.proposal import newcomer_order, partition
 from p2pnode.replica.roster import Roster
 from p2pnode.wire.round_pb2 import Leave, Part, Proposal, Relock, RoundEntry
 
 KEPT_ATTEMPTS: Final = 3  # of one sender
+KEPT_STRANGERS: Final = 4  # times the newcomers that a round admits
 
 
 @dataclass
 class Gathering:
-    """The entries of one round, by sender and attempt."""
+    """The entries of one round, by sender and attempt: ours, those of peers on record, and a few strangers'.
+
+    Of strangers those are kept that a convener would admit first, so that a flood of identities keeps out no more
+    newcomers than the hash order would.
+    """
 
     by_sender: dict[PeerId, dict[int, Signed[RoundEntry]]] = field(default_factory=dict)
     leaves: dict[PeerId, Signed[Leave]] = field(default_factory=dict)
+
+    def make_room(self, peer: PeerId, me: PeerId, base: SlotBase, roster: Roster, manifest: RunManifest) -> None:
+        """Before `peer`'s entry is added. IGNORE entry-crowded."""
+        if peer in self.by_sender or peer in roster.known:
+            return
+        strangers = [other for other in self.by_sender if other not in roster.known and other != me]
+        if len(strangers) < KEPT_STRANGERS * manifest.limits.newcomers:
+            return
+        last = max(strangers, key=lambda other: newcomer_order(base, other))
+        if newcomer_order(base, peer) > newcomer_order(base, last):
+            raise Ignored("entry-crowded")
+        del self.by_sender[last]
 
     def add(self, entry: Signed[RoundEntry]) -> bool:
         """Keep an entry; False if we had it. REJECT entry-equivocation."""
@@ -42,9 +59,10 @@ class Gathering:
         """The entries for one attempt, by sender."""
         return {peer: attempts[attempt] for peer, attempts in self.by_sender.items() if attempt in attempts}
 
-    def highest(self, peers: Iterable[PeerId]) -> int:
-        """The highest attempt that one of `peers` entered; -1 if none did."""
-        return max((max(self.by_sender[peer]) for peer in peers if self.by_sender.get(peer)), default=-1)
+    def highest(self, peers: Iterable[PeerId], supporters: int = 1) -> int:
+        """The highest attempt that at least `supporters` of `peers` have entered, or passed; -1 if none."""
+        reached = sorted((max(self.by_sender[peer]) for peer in peers if self.by_sender.get(peer)), reverse=True)
+        return reached[supporters - 1] if len(reached) >= supporters else -1
 
 
 def admit(

@@ -27,9 +27,9 @@ from p2pnode.messages import (
     check_slot,
     reject,
 )
-from p2pnode.replica.chain import check_record, decode_record
+from p2pnode.replica.chain import Certified, check_record, decode_record
 from p2pnode.replica.proposal import check_entry, check_group
-from p2pnode.round.asking import want_certificate
+from p2pnode.round.asking import want_certificate_of
 from p2pnode.round.attempts import send_entry
 from p2pnode.round.context import Context
 from p2pnode.round.deciding import accept
@@ -39,6 +39,7 @@ from p2pnode.round.gathering import valid_leave
 from p2pnode.round.group_exchange import GroupExchange
 from p2pnode.wire.round_pb2 import Chunk, OutputChunk, Want
 
+BEHIND_SECONDS: Final = 1.0  # between two Behind
 FUTURE_BEFORE_BEHIND: Final = 2  # certificates of later rounds in answer to requests for ours
 
 M = TypeVar("M", bound=Message)
@@ -52,11 +53,11 @@ def take(c: Context, sender: PeerId, data: bytes, now: float) -> Verdict:
             _dispatch(c, sender, kind, payload, now)
         except FutureRound:
             if kind in (Kind.ENTRY, Kind.PROPOSAL):
-                c.future.add(sender, data)
-            want_certificate(c, [sender], now)
+                c.future.add(c.account(sender), sender, data)
+            want_certificate_of(c, sender, now)
             raise
         except NotYet:
-            c.early.add(sender, data)
+            c.early.add(c.account(sender), sender, data)
             raise
     except PeerFault as fault:
         c.tell(Rejected(sender, fault.clause, fault.detail))
@@ -69,7 +70,7 @@ def take(c: Context, sender: PeerId, data: bytes, now: float) -> Verdict:
 def _dispatch(c: Context, sender: PeerId, kind: Kind, payload: bytes, now: float) -> None:
     match kind:
         case Kind.ENTRY:
-            _on_entry(c, sender, payload)
+            _on_entry(c, sender, payload, now)
         case Kind.PROPOSAL:
             _on_proposal(c, payload, now)
         case Kind.COMMITMENT:
@@ -93,14 +94,14 @@ def _dispatch(c: Context, sender: PeerId, kind: Kind, payload: bytes, now: float
         case Kind.VOTE:
             c.round.ballot.add(_own(sender, VOTE.open(payload)), c.round.base, c.state.roster)
         case Kind.CERTIFICATE:
-            _on_certificate(c, sender, payload)
+            _on_certificate(c, sender, payload, now)
         case Kind.LEAVE:
             leave = LEAVE.open(payload)
             if not valid_leave(leave, c.round.base, c.state.roster):
                 raise Ignored("leave-outdated")
             c.round.gathering.leaves[leave.sender] = leave
         case Kind.WANT:
-            _on_want(c, sender, _decode(Want, payload, "want-form"))
+            _on_want(c, sender, _decode(Want, payload, "want-form"), now)
 
 
 def _exchange(c: Context, digest: bytes) -> GroupExchange:
@@ -110,16 +111,17 @@ def _exchange(c: Context, digest: bytes) -> GroupExchange:
     return c.round.exchange_for(group)
 
 
-def _on_entry(c: Context, sender: PeerId, payload: bytes) -> None:
+def _on_entry(c: Context, sender: PeerId, payload: bytes, now: float) -> None:
     r = c.round
     entry = _own(sender, ENTRY.open(payload))
     try:
         attempt = check_slot(entry.message.slot, r.base)
     except StaleRound:
-        _send_certificate(c, sender, int(entry.message.slot.round))
+        _send_certificate(c, sender, int(entry.message.slot.round), now)
         c.hope_for(sender)
         raise
     check_entry(entry, c.state.roster, c.rules.manifest)
+    r.gathering.make_room(sender, c.me, r.base, c.state.roster, c.rules.manifest)
     new = r.gathering.add(entry)
     c.vain.discard(sender)
     if r.group is not None and entry.sender not in r.group.entries:
@@ -135,11 +137,13 @@ def _on_proposal(c: Context, payload: bytes, now: float) -> None:
     proposal = PROPOSAL.open(payload)
     if proposal.digest in r.groups:
         raise Ignored("proposal-known")
-    group = check_group(proposal, r.base, c.state.roster, c.rules.manifest, c.rules.values)
-    if any(known.attempt == group.attempt for known in r.groups.values()):
+    attempt = check_slot(proposal.message.slot, r.base)
+    # Before the hundreds of signatures in it are checked: a convener can make any number of these.
+    if any(known.attempt == attempt and known.proposal.sender == proposal.sender for known in r.groups.values()):
         raise reject("proposal-equivocation", f"{proposal.sender} signed two for one slot")
+    group = check_group(proposal, r.base, c.state.roster, c.rules.manifest, c.rules.values)
     r.groups[proposal.digest] = group
-    r.forget_old()
+    r.forget_old(proposal.digest)
     if group.attempt < r.promised or (r.group is not None and group.attempt <= r.group.attempt):
         raise Ignored("proposal-promised")
     if group.provisional and now < r.started + c.rules.manifest.roster.provisional_after:
@@ -154,7 +158,7 @@ def _on_chunk(c: Context, sender: PeerId, payload: bytes) -> None:
     try:
         exchange.take_chunk(sender, chunk)
     except PeerFault as fault:
-        if fault.clause == "chunk-proof" and not exchange.rows[sender].refused:  # it convicts nobody: ask for the right one
+        if fault.clause == "chunk-proof" and not exchange.rows[sender].refused:  # it convicts nobody: ask again
             again = Want(kind=Want.CHUNK, digest=chunk.group, part=chunk.part, index=chunk.index)
             c.send([sender], [frame(Kind.WANT, again.SerializeToString())])
         raise
@@ -169,7 +173,7 @@ def _on_output_chunk(c: Context, payload: bytes) -> None:
     raise NotYet("output-chunk-headless")
 
 
-def _on_certificate(c: Context, sender: PeerId, payload: bytes) -> None:
+def _on_certificate(c: Context, sender: PeerId, payload: bytes, now: float) -> None:
     r = c.round
     record = decode_record(payload)
     if record.header.round < r.base.round:
@@ -178,13 +182,17 @@ def _on_certificate(c: Context, sender: PeerId, payload: bytes) -> None:
         r.future_certificates += 1
         if r.future_certificates >= FUTURE_BEFORE_BEHIND:
             r.future_certificates = 0
-            c.tell(Behind((sender,)))
+            if now >= c.next_behind:  # anybody can claim a later round: the driver is not sent after each claim
+                c.next_behind = now + BEHIND_SECONDS
+                c.tell(Behind((sender,)))
         raise FutureRound("slot-future")
     if record.header.parent != r.base.parent:
         raise Ignored("record-fork")
     if r.certificate is not None:
         raise Ignored("record-known")
     certified = check_record(record, r.link, c.rules.manifest, c.rules.values)
+    if certified.link.provisional and _could_do_better(c, certified, now):
+        raise Ignored("record-provisional-early")
     exchange = r.exchange_for(certified.group)
     exchange.closing = None  # what is certified overrules a Closing that was not
     exchange.take_closing(certified.closing)
@@ -193,10 +201,22 @@ def _on_certificate(c: Context, sender: PeerId, payload: bytes) -> None:
     r.certificate, r.next_want = certified, 0.0
 
 
-def _on_want(c: Context, sender: PeerId, want: Want) -> None:
+def _could_do_better(c: Context, certified: Certified, now: float) -> bool:
+    """Whether a quorum may still certify this round without those who stand behind a provisional certificate.
+
+    One member alone can make such a certificate up at any time, so before our own clock allows provisional rounds
+    it counts only if too few others are left.
+    """
+    others_left = set(c.state.roster.members) - c.gone - {vote.sender for vote in certified.votes}
+    early = now < c.round.started + c.rules.manifest.roster.provisional_after
+    return early and len(others_left) >= c.state.roster.quorum
+
+
+def _on_want(c: Context, sender: PeerId, want: Want, now: float) -> None:
     if want.kind == Want.CERTIFICATE:
-        _send_certificate(c, sender, int(want.round))
+        _send_certificate(c, sender, int(want.round), now)
         return
+    asked = want.SerializeToString(deterministic=True)
     exchanges = list(c.round.exchanges.values())
     exchanges += [past.exchange for past in c.past.values() if past.exchange is not None]
     for exchange in exchanges:
@@ -204,24 +224,35 @@ def _on_want(c: Context, sender: PeerId, want: Want) -> None:
             part = next((p for p in exchange.group.parts if p.index == want.part and p.reducer == sender), None)
             if part is None or want.index >= c.rules.chunks(part):
                 raise reject("want-form", "no such chunk for you")
+            _once_in_a_while(c, sender, asked, now)
             c.send([sender], [exchange.contribution.chunk_frame(part, int(want.index))], bulk=True)
             return
         closing = exchange.closing
         if want.kind == Want.CLOSING and closing is not None and closing.digest == want.digest:
+            _once_in_a_while(c, sender, asked, now)
             proposal = frame(Kind.PROPOSAL, exchange.group.proposal.raw)
             c.send([sender], [proposal, frame(Kind.CLOSING, closing.raw)])
             return
         output = exchange.output_for(want.digest) if want.kind == Want.OUTPUT else None
         if output is not None and output.complete:
+            _once_in_a_while(c, sender, asked, now)
             c.send([sender], output.frames(), bulk=True)
             return
     raise Ignored("want-unknown")
 
 
-def _send_certificate(c: Context, peer: PeerId, round_number: int) -> None:
+def _once_in_a_while(c: Context, peer: PeerId, asked: bytes, now: float) -> None:
+    """IGNORE want-again: the same was answered to the same peer a moment ago."""
+    if not c.answers.allow(peer, asked, now):
+        raise Ignored("want-again")
+
+
+def _send_certificate(c: Context, peer: PeerId, round_number: int, now: float) -> None:
     """That round's certificate; if we have it no more, our newest, which tells how far the run has got."""
     past = c.past.get(round_number) or c.past.get(c.state.round)
-    if past is not None and c.state.round >= round_number:
+    if past is None or c.state.round < round_number:
+        return
+    if c.answers.allow(peer, b"certificate of %d" % min(round_number, c.state.round), now):
         c.send([peer], [frame(Kind.CERTIFICATE, past.record)])
 
 

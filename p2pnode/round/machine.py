@@ -120,7 +120,9 @@ class RoundMachine:
 
     def peer_gone(self, peer: PeerId, now: float) -> None:
         """The connection to `peer` is lost: it is not waited for until it is heard of again."""
-        self._c.gone.add(peer)
+        c = self._c
+        if peer in c.state.roster.known or peer in c.hoped or peer in c.round.gathering.by_sender:
+            c.gone.add(peer)
         self._advance(now)
 
     def tick(self, now: float) -> None:
@@ -159,7 +161,7 @@ class RoundMachine:
             r = c.round
             if r.too_early is not None and now >= r.started + c.rules.manifest.roster.provisional_after:
                 group, r.too_early = r.too_early, None
-                if r.group is None or group.attempt > r.group.attempt:
+                if group.attempt >= r.promised and (r.group is None or group.attempt > r.group.attempt):
                     accept(c, group, now)
             if r.group is not None:
                 exchange_step(c, r.group, now)

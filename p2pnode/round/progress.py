@@ -24,7 +24,7 @@ from p2pnode.wire.round_pb2 import Mechanism
 
 KEPT_GROUPS: Final = 6
 EARLY_FRAMES: Final = 512
-EARLY_BYTES: Final = 1 << 20  # on top of two encoded states
+EARLY_BYTES: Final = 2 << 20  # on top of two encoded states; half of it pays for the frames' number
 
 
 @dataclass(frozen=True)
@@ -48,21 +48,38 @@ class Lock:
 
 @dataclass
 class Early:
-    """Frames that came before what they need (a proposal, or our own certificate), bounded in number and bytes."""
+    """Frames that came before what they need (a proposal, or our own certificate), bounded in number and bytes.
+
+    Each frame is on somebody's account: its sender's, or one that all strangers share. When room lacks, whoever holds
+    most gives way, so that nobody's flood pushes out what the others sent.
+    """
 
     most_bytes: int
-    frames: list[tuple[PeerId, bytes]] = field(default_factory=list)
-    size: int = 0
+    accounts: dict[PeerId | None, list[tuple[PeerId, bytes]]] = field(default_factory=dict)
+    held: dict[PeerId | None, int] = field(default_factory=dict)
 
-    def add(self, sender: PeerId, data: bytes) -> None:
-        """Keep a frame if there is room."""
-        if len(self.frames) < EARLY_FRAMES and self.size + len(data) <= self.most_bytes:
-            self.frames.append((sender, data))
-            self.size += len(data)
+    def __len__(self) -> int:
+        return sum(map(len, self.accounts.values()))
+
+    def _cost(self, data: bytes) -> int:
+        return len(data) + self.most_bytes // EARLY_FRAMES
+
+    def add(self, account: PeerId | None, sender: PeerId, data: bytes) -> None:
+        """Keep a frame if there is room, or another account holds more than this one then would."""
+        cost = self._cost(data)
+        while sum(self.held.values()) + cost > self.most_bytes:
+            heaviest = max(self.held, key=lambda other: self.held[other], default=account)
+            if heaviest == account or self.held[heaviest] <= self.held.get(account, 0) + cost:
+                return
+            self.held[heaviest] -= self._cost(self.accounts[heaviest].pop()[1])
+        self.accounts.setdefault(account, []).append((sender, data))
+        self.held[account] = self.held.get(account, 0) + cost
 
     def take(self) -> list[tuple[PeerId, bytes]]:
-        """All frames, in order; none are kept."""
-        frames, self.frames, self.size = self.frames, [], 0
+        """All frames, each sender's in order; none are kept."""
+        frames = [item for items in self.accounts.values() for item in items]
+        self.accounts.clear()
+        self.held.clear()
         return frames
 
 
@@ -91,6 +108,7 @@ class Progress:
     too_early: Group | None = None  # a provisional proposal that our clock does not allow yet
     promised: int = -1
     sealed: int = -1  # after a restart: sign nothing but votes up to this attempt
+    barred: bool = False  # we were further before a restart: what we signed in this round is not on record any more
     lock: Lock | None = None
     certificate: Certified | None = None  # checked, but its outputs are still missing
     late: set[PeerId] = field(default_factory=set)  # entered too late for the group: expected in the next round
@@ -98,6 +116,7 @@ class Progress:
     wants: int = 0
     output_wants: int = 0
     future_certificates: int = 0
+    lone_jumps: int = 0  # attempts skipped on the word of fewer members than a majority of honest ones needs
 
     def exchange_for(self, group: Group) -> GroupExchange:
         """The exchange that decides `group`'s outcome, made if need be."""
@@ -108,9 +127,9 @@ class Progress:
             self.groups.setdefault(group.digest, group)
         return known
 
-    def forget_old(self) -> None:
-        """Keep the last few groups, and whatever a lock, a certificate or the current group needs."""
-        needed = {group.exchange.digest for group in (self.group, self.too_early) if group is not None}
+    def forget_old(self, newest: bytes) -> None:
+        """Keep the last few groups, the newest, and whatever a lock, a certificate or the current group needs."""
+        needed = {newest} | {group.exchange.digest for group in (self.group, self.too_early) if group is not None}
         needed |= {group.digest for group in (self.group, self.too_early) if group is not None}
         if self.certificate is not None:
             needed.add(self.certificate.group.digest)
@@ -121,6 +140,9 @@ class Progress:
         for _, digest in old[: max(0, len(self.groups) - KEPT_GROUPS)]:
             self.groups.pop(digest)
             self.exchanges.pop(digest, None)
+        closed = {exchange.closing.digest for exchange in self.exchanges.values() if exchange.closing is not None}
+        for closing in self.shadows.keys() - closed:  # each is as large as the model
+            del self.shadows[closing]
 
     def exchange_closed_by(self, closing: bytes) -> GroupExchange | None:
         """The exchange whose Closing has this digest."""
@@ -164,6 +186,8 @@ class Progress:
             last = max(last, lock.round)
             if (lock.round, lock.parent) == mine:
                 self._restore_lock(lock)
+        # Alone on the roster we owe nobody the round that we once made.
+        self.barred = last > self.base.round and len(self.link.roster.members) > 1
         return last >= self.base.round
 
     def _restore_lock(self, record: LockRecord) -> None:

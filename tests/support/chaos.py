@@ -59,10 +59,10 @@ class Chaos:
         self.cluster = Cluster(count, seed=seed, manifest=manifest, founders=founders or None, asleep=asleep)
         self.peers = sorted(self.cluster.nodes)
         self.provisional = provisional
-        self.liar: PeerId | None = None
+        self.liar: EquivocatingReducer | None = None
         if liar:
-            self.liar = self.cluster.genesis.roster.members[seed % len(self.cluster.genesis.roster.members)]
-            EquivocatingReducer(self.cluster, self.liar)
+            members = self.cluster.genesis.roster.members
+            self.liar = EquivocatingReducer(self.cluster, members[seed % len(members)])
         self.done: Counter[str] = Counter()
 
     def peer(self, index: int) -> PeerId:
@@ -111,6 +111,15 @@ class Chaos:
         if not self.up(peer):
             self.cluster.start(peer)
             self.done["restart"] += 1
+
+    def rewind(self, peer: PeerId, rounds: int) -> None:
+        """A node that is down comes back some rounds behind; not if nobody else could tell it what it missed."""
+        node = self.cluster.nodes[peer]
+        others = (self.cluster.nodes[other] for other in self.peers if other != peer and self.up(other))
+        newest = max((other.state.round for other in others if other.state is not None), default=0)
+        if not self.up(peer) and node.state is not None and newest >= node.state.round and not self.provisional:
+            self.cluster.rewind(peer, rounds)
+            self.done["rewind"] += 1
 
     def dawdle(self, peer: PeerId, seconds: float) -> None:
         """Its local work takes longer from now on."""
@@ -194,7 +203,7 @@ def play(
     witness.only_digests = bool(mutant)
     if mutant == "promises":
         chaos.cluster.forgets = frozenset({"promise"})
-    stormy, torn = rng.random() < 0.6, rng.random() < 0.3 or mutant == "votes"
+    stormy, torn = rng.random() < 0.6, rng.random() < 0.3 or mutant in ("votes", "locks")
     for _ in range(steps):
         if torn:
             _tear(chaos, rng)
@@ -205,6 +214,8 @@ def play(
     recovery = Recovery()
     if not mutant and not provisional:
         recovery = chaos.recover()
+    if chaos.liar is not None:
+        chaos.done["lie"] = chaos.liar.lies
     rounds = chaos.cluster.highest_round()
     chaos.done["trap"] = sum(node.traps_sprung for node in chaos.cluster.nodes.values())
     return Story(seed, witness.violations, rounds, witness.records, recovery, chaos.done, witness.clauses)
@@ -226,6 +237,8 @@ def _harm(chaos: Chaos, rng: random.Random, *, stormy: bool, deadly: bool) -> No
     elif dice < 0.60 and deadly:
         chaos.trap(peer, rng.choice(TRAPS))
     elif dice < 0.86:
+        if rng.random() < 0.3 and not chaos.cluster.witness.only_digests:
+            chaos.rewind(peer, rng.choice([1, 1, 2, 4]))
         chaos.restart(peer)
     elif dice < 0.90:
         chaos.dawdle(peer, rng.choice([0.0, 1.0, 8.0]))
@@ -237,10 +250,16 @@ def _harm(chaos: Chaos, rng: random.Random, *, stormy: bool, deadly: bool) -> No
 
 
 def _tear(chaos: Chaos, rng: random.Random) -> None:
-    """Until somebody votes, one member is cut off and Closings get lost: locks on different Closings come about."""
+    """Until somebody votes, one member is cut off, best who voted last, and Closings get lost: locks on different
+    Closings come about."""
     cluster = chaos.cluster
-    cluster.faults.kind_loss = {Kind.CLOSING: float(rng.random() < 0.6)}
+    cluster.faults.kind_loss = {
+        Kind.CLOSING: float(rng.random() < 0.5),
+        Kind.PROPOSAL: rng.choice([0.0, 0.0, 0.5]),
+    }
     alone = chaos.peer(rng.randrange(100))
+    if cluster.witness.last_voter is not None and rng.random() < 0.75:
+        alone = cluster.witness.last_voter
     chaos.split({alone: 1} if rng.random() < 0.85 else {})
     if rng.random() < 0.1:
         chaos.trap(alone, rng.choice(TRAPS))

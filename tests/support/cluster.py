@@ -228,6 +228,17 @@ class Cluster:
         """The last round that any node has certified."""
         return max((node.state.round for node in self.nodes.values() if node.state is not None), default=0)
 
+    def rewind(self, peer: PeerId, rounds: int) -> None:
+        """A node that is down loses its newest states, as one does that syncs from a peer that is behind. What it
+        promised and voted stays on its disk."""
+        node = self.nodes[peer]
+        assert node.machine is None
+        older = node.committed[-1 - rounds] if len(node.committed) > rounds else None
+        node.state = self.witness.state(older.link.digest) if older is not None else None
+        node.disk.pop("record", None)
+        if older is not None:
+            node.disk["record"] = older.record
+
     def lose_touch(self, peer: PeerId, other: PeerId) -> None:
         """`peer`'s connection to `other` breaks; `peer` is told."""
         with self._watched(peer):

@@ -50,6 +50,7 @@ class Witness:
         self.clauses: Counter[str] = Counter()  # of frames that were refused or ignored
         self.records = 0
         self.votes = 0  # signed so far
+        self.last_voter: PeerId | None = None
         self._frames: set[bytes] = set()
         self._slots: dict[tuple[Any, ...], bytes] = {}
         self._states = {genesis.digest: genesis}
@@ -64,6 +65,10 @@ class Witness:
     def kinds(self) -> set[str]:
         """The kinds of violation so far."""
         return {kind for kind, _ in self.violations}
+
+    def state(self, digest: bytes) -> GlobalState | None:
+        """A certified state by its digest."""
+        return self._states.get(digest)
 
     def verdict(self, sender: PeerId, to: PeerId, verdict: Verdict) -> None:
         """A machine's verdict on a frame."""
@@ -82,7 +87,8 @@ class Witness:
         self._frames.add(data)
         signed = message_type.open(data[1:])
         slot = signed.message.slot
-        self.votes += message_type is VOTE
+        if message_type is VOTE:
+            self.votes, self.last_voter = self.votes + 1, signed.sender
         # The parent is left out on purpose unless provisional rounds, whose losers change branch, can differ.
         parent = b"" if self.strict else slot.parent
         key = (message_type.name, signed.sender, int(slot.round), int(slot.attempt), parent)
