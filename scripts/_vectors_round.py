@@ -25,6 +25,7 @@ from tests.support.vectors import Json, Replay, check_case, frame_of, replay_to,
 
 VALUES = 1000
 NEWCOMER, STRANGER = 3, 4
+IDENTITIES = 9
 
 
 @dataclass
@@ -57,7 +58,7 @@ def setup(run: RunManifest) -> Setup:
     made: Json = {
         "manifest": run.canonical.decode("ascii"),
         "values": VALUES,
-        "seeds": [identity(number).seed.hex() for number in range(5)],
+        "seeds": [identity(number).seed.hex() for number in range(IDENTITIES)],
         "roster": roster.encoded.hex(),
     }
     base = Replay(made, 0).machine.base

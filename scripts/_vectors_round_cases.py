@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from _vectors_plain import identity, seal_bytes
-from _vectors_round import NEWCOMER, STRANGER, VALUES, Book, Setup, Stage, run_manifest, setup
+from _vectors_round import IDENTITIES, NEWCOMER, STRANGER, VALUES, Book, Setup, Stage, run_manifest, setup
 from _vectors_round_craft import FAKE, Craft, payload, step
-from _vectors_round_exchange import certificates, chunks, closings, commitments, outputs, rest, votes
+from _vectors_round_exchange import chunks, closings, commitments, outputs
+from _vectors_round_records import certificates, rest, votes
 
 from p2pnode.envelope import Signed
 from p2pnode.manifest import RosterSection
 from p2pnode.messages import CLOSING, LEAVE, MAX_ATTEMPT, VOTE, SlotBase
+from p2pnode.replica.proposal import newcomer_order
 from p2pnode.round.frames import Kind, frame, limit
 from p2pnode.round.rules import Rules
 from p2pnode.wire.envelope_pb2 import Envelope
@@ -132,7 +134,7 @@ def entries(book: Book, craft: Craft) -> None:
     at = "convener-entered"
 
     def show(name: str, entry: Signed[RoundEntry], clause: str = "", **more: Any) -> None:
-        sender = next(number for number in range(5) if identity(number).peer_id == entry.sender)
+        sender = next(number for number in range(IDENTITIES) if identity(number).peer_id == entry.sender)
         book.case(at, name, sender, frame(Kind.ENTRY, entry.raw), clause, **more)
 
     good = craft.entry(d)
@@ -141,6 +143,12 @@ def entries(book: Book, craft: Craft) -> None:
     show("an entry for a later attempt", craft.entry(d, 4))
     known = [step(d, frame(Kind.ENTRY, good.raw), 0.2)]
     show("an entry that is here already", good, "entry-known", ignore=True, before=known)
+    order = sorted(range(NEWCOMER, IDENTITIES), key=lambda who: newcomer_order(craft.base, identity(who).peer_id))
+    first, crowd, last = order[0], order[1:-1], order[-1]
+    steps = [step(who, frame(Kind.ENTRY, craft.entry(who).raw), 0.2) for who in crowd]
+    show("a fifth stranger, the last in order", craft.entry(last), "entry-crowded", ignore=True, before=steps)
+    show("a fifth stranger, the first in order", craft.entry(first), before=steps)
+    show("a member among many strangers", good, before=steps)
     show("a second, different entry for one slot", craft.entry(d, bandwidth=1), "entry-equivocation", before=known)
     show("a nonce digest of 31 bytes", craft.entry(d, nonce_digest=FAKE[:31]), "entry-form")
     show("an exchange key of 33 bytes", craft.entry(d, exchange_key=FAKE + b"\0"), "entry-form")

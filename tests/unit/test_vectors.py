@@ -81,6 +81,17 @@ def test_the_documents_and_the_vectors_know_the_same_clauses() -> None:
     assert named - shown == unreachable
 
 
+def test_the_documents_name_every_clause_of_the_code() -> None:
+    source = ROOT / "p2pnode"
+    files = [*(source / "round").glob("*.py"), *(source / "replica").glob("*.py"), source / "messages.py"]
+    raised = r"\b(?:reject|Ignored|NotYet|StaleRound|FutureRound|_refuse)\(\"([a-z-]+)\""
+    in_code = {name for path in files for name in re.findall(raised, path.read_text("utf-8"))}
+    texts = [path.read_text("utf-8") for path in (ROOT / "protocols").glob("*.md")]
+    named = set(re.findall(r"\*\*(?:REJECT|IGNORE)\*\* `([a-z-]+)`", "".join(texts)))
+    assert len(in_code) > 50
+    assert in_code - named == set()
+
+
 # --- the rest
 
 
