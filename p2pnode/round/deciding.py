@@ -70,7 +70,7 @@ def exchange_step(c: Context, group: Group, now: float) -> None:
             r.next_want = now + GRACE_SECONDS
             c.changed = True
     try:
-        if exchange.closed():
+        if _may_vote(c, group, exchange) and exchange.closed():
             _vote(c, group, exchange)
     except PeerFault as fault:
         c.tell(Rejected(group.exchange.proposal.sender, fault.clause, fault.detail))
@@ -84,9 +84,11 @@ def _reduce(c: Context, group: Group, exchange: GroupExchange, now: float) -> No
     r = c.round
     if exchange.part is None or exchange.reduced or c.me not in group.entries:
         return
-    rows = exchange.complete_rows()
     overdue = now >= r.group_at + group.proposal.message.contribute_ms / 1000
-    if not rows or not (overdue or exchange.rows_settled(frozenset(c.gone))):
+    if not (overdue or exchange.rows_settled(c.gone)):
+        return
+    rows = exchange.complete_rows()
+    if not rows:
         return
     header, data = reduce_part(c.rules, exchange.part, rows)
     exchange.reduced = True
@@ -99,14 +101,21 @@ def _reduce(c: Context, group: Group, exchange: GroupExchange, now: float) -> No
     c.tell(Send(c.audience(group), output.frames(), bulk=True))
 
 
-def _vote(c: Context, group: Group, exchange: GroupExchange) -> None:
+def _may_vote(c: Context, group: Group, exchange: GroupExchange) -> bool:
     r = c.round
     closing = exchange.closing
     voted = r.lock is not None and r.lock.attempt >= group.attempt
     if closing is None or voted or r.barred or c.me not in group.electorate or group.attempt < r.promised:
+        return False
+    # A relock obliges to its Closing; that we hold another one of the same group is equivocation.
+    return group.closing is None or group.closing.digest == closing.digest
+
+
+def _vote(c: Context, group: Group, exchange: GroupExchange) -> None:
+    r = c.round
+    closing = exchange.closing
+    if closing is None:
         return
-    if group.closing is not None and group.closing.digest != closing.digest:
-        return  # a relock obliges to its Closing; that we hold another one of the same group is equivocation
     state = _shadow(c, exchange)
     if state is None:
         return

@@ -5,6 +5,8 @@ Pure bookkeeping: every method checks what it is given and keeps it; deciding wh
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 import numpy as np
 
 from p2pnode.codec import FloatVector
@@ -59,7 +61,7 @@ class GroupExchange:
             raise NotYet("chunk-uncommitted")
         row.take(chunk)
 
-    def rows_settled(self, gone: frozenset[PeerId]) -> bool:
+    def rows_settled(self, gone: Set[PeerId]) -> bool:
         """Whether there is nothing to wait for: each contributor's row is complete, refused, or its sender gone."""
         for peer in self.group.contributors:
             row = self.rows.get(peer)

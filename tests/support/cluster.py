@@ -139,7 +139,7 @@ class Cluster:
         self.manifest = manifest or make_manifest(keys[0].peer_id)
         self.rules = Rules(self.manifest, VALUES)
         roster = full_roster(key.peer_id for key in keys[: founders or count])
-        self.genesis = genesis(self.manifest, roster)
+        self.genesis = genesis(self.manifest, roster, VALUES)
         self.nodes = {key.peer_id: SimNode(key, None) for key in keys}
         self.certificates: dict[int, set[bytes]] = {}
         self._queue: list[tuple[float, int, PeerId, PeerId, bytes]] = []
@@ -352,7 +352,7 @@ class Cluster:
         rare = faults.kind_loss.get(Kind(data[0]), 0.0) if faults.kind_loss else 0.0
         lost = self.random.random() < max(faults.loss, rare) or data[0] in faults.drop
         apart = faults.sides.get(sender, 0) != faults.sides.get(to, 0)
-        if self.nodes[to].machine is None or lost or apart:
+        if to not in self.nodes or self.nodes[to].machine is None or lost or apart:
             return
         copies = 2 if self.random.random() < faults.duplicate else 1
         for _ in range(copies):
