@@ -146,6 +146,10 @@ class GradientExchange:
         self.machine.offer(update, self._now())
         self._carry_out()
 
+    def provisional_allowed(self) -> bool:
+        """Whether our own clock allows a provisional certificate for the round in progress."""
+        return self.machine.provisional_allowed(self._now())
+
     def adopt(self, state: GlobalState, link: Link) -> None:
         """Go on from another verified state."""
         self.machine.adopt(state, link, self._now())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def found_run(
     if not isinstance(parameters, Mapping):
         raise UsageError("task.parameters: must be a table, set its fields one by one")
     task = find_task(task_name, parameters)
-    data: dict[str, Any] = {"name": name or task_name, "author": author.text}
+    # Without a nonce, the same person's second run of a task would be the first one again, from its beginning.
+    data: dict[str, Any] = {"name": name or task_name, "author": author.text, "nonce": secrets.token_hex(8)}
     defaults = copy.deepcopy({s: dict(fields) for s, fields in task.defaults(private=not unsafe_no_privacy).items()})
     _merge(data, defaults)
     _merge(data, changes)

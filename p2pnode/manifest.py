@@ -134,6 +134,7 @@ class RunManifest(Section):
     protocol: Literal[1] = PROTOCOL_VERSION
     name: Annotated[str, Field(min_length=1, max_length=100)]
     author: PeerText
+    nonce: Annotated[str, Field(pattern=r"^[0-9a-f]{0,64}$")] = ""  # tells two runs apart that are else the same
     task: TaskSection
     training: TrainingSection = TrainingSection()
     privacy: PrivacySection = PrivacySection()

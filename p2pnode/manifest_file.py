@@ -220,6 +220,7 @@ COMMENTS: Final = {
     "protocol": "version of the rules; all peers must speak the same",
     "name": "for people",
     "author": "peer id of who signs this, and founds the run",
+    "nonce": "tells this run from another that is else the same; hexadecimal",
     "task": "What is learned, and from what data.",
     "task.name": "a task that the nodes have installed",
     "task.data_digest": "of the whole data set: all peers draw their share from the same one",

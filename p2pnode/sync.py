@@ -164,12 +164,17 @@ class SyncServer:
 
 @dataclass(frozen=True)
 class Synced:
-    """A verified state with the chain that led to it. records: of the rounds after the checkpoint, in order."""
+    """A verified state with the chain that led to it. links, records: of the rounds after the start, in order."""
 
     state: GlobalState
     link: Link
+    links: tuple[Link, ...]
     records: tuple[bytes, ...]
-    provisional: bool  # the history since the checkpoint holds a provisional round
+
+    @property
+    def provisional(self) -> bool:
+        """Whether the history since the start holds a provisional round."""
+        return any(link.provisional for link in self.links)
 
 
 class SyncClient:
@@ -221,8 +226,7 @@ class SyncClient:
             except NetworkError as error:
                 last_error = error
                 continue
-            provisional = any(found.provisional for found in links[1:])
-            return Synced(state, link, tuple(records), provisional)
+            return Synced(state, link, tuple(links[1:]), tuple(records))
         raise Unreachable(f"the state could not be fetched: {last_error}")
 
     async def round_of(self, peer: PeerId) -> int:

@@ -45,7 +45,7 @@ def manifest(**sections: Any) -> RunManifest:
 
 def _vote() -> Signed[Vote]:
     slot = SlotBase(b"\1" * 32, 7, b"\2" * 32).at(3)
-    return VOTE.seal(identity(0), Vote(slot=slot, closing=b"\3" * 32, state_digest=b"\4" * 32))
+    return VOTE.seal(identity(0), Vote(slot=slot, closing=b"\3" * 32, state_digest=b"\4" * 32, group=b"\6" * 32))
 
 
 def _changed(raw: bytes, **fields: Any) -> bytes:

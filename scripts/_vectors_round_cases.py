@@ -114,7 +114,7 @@ def frames_and_slots(book: Book, craft: Craft) -> None:
     base = craft.base
     slot = base.at(0)
     slot.protocol = 2
-    message = Vote(slot=slot, closing=FAKE, state_digest=FAKE)
+    message = Vote(slot=slot, closing=FAKE, state_digest=FAKE, group=FAKE)
     book.case(at, "of protocol version 2", c, frame(Kind.VOTE, VOTE.seal(identity(c), message).raw), "slot-protocol")
     other = [
         ("of another run", SlotBase(FAKE, 1, base.parent), 0, "slot-run", False),

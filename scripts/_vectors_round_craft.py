@@ -74,9 +74,19 @@ class Craft:
     def roster(self) -> Roster:
         return Roster.from_message(RosterMessage.FromString(bytes.fromhex(self.setup.json["roster"])))
 
-    def vote(self, who: int, closing: bytes, state: bytes, attempt: int = 0, *, base: SlotBase | None = None) -> bytes:
+    def vote(
+        self,
+        who: int,
+        closing: bytes,
+        state: bytes,
+        attempt: int = 0,
+        *,
+        base: SlotBase | None = None,
+        group: bytes = FAKE,
+    ) -> bytes:
         slot = (base or self.base).at(attempt)
-        return frame(Kind.VOTE, VOTE.seal(identity(who), Vote(slot=slot, closing=closing, state_digest=state)).raw)
+        vote = Vote(slot=slot, closing=closing, state_digest=state, group=group)
+        return frame(Kind.VOTE, VOTE.seal(identity(who), vote).raw)
 
 
 def step(sender: int, data: bytes, at: float, **expected: str) -> Json:

@@ -77,8 +77,9 @@ def certificates(book: Book, craft: Craft, stage: Stage) -> None:
 
         return change
 
-    def sealed(who: int, attempt: int = 0, closing: bytes = first.closing, state: bytes = first.state_digest) -> bytes:
-        return payload(craft.vote(who, closing, state, attempt))
+    def sealed(who: int, attempt: int = 0, **fields: bytes) -> bytes:
+        said = {"closing": first.closing, "state": first.state_digest, "group": first.group, **fields}
+        return payload(craft.vote(who, said["closing"], said["state"], attempt, group=said["group"]))
 
     def in_order(*whos: int, **more: Any) -> list[bytes]:
         return [sealed(who, **more) for who in sorted(whos, key=lambda who: identity(who).peer_id)]
@@ -103,6 +104,7 @@ def certificates(book: Book, craft: Craft, stage: Stage) -> None:
     show("votes of two attempts", "record-votes", votes=sorted([*in_order(c), *in_order(d, attempt=1)], key=_sender))
     show("votes of another attempt than the proposal's", "record-votes", votes=in_order(c, d, attempt=1))
     show("votes for another Closing", "record-votes", votes=in_order(c, d, closing=FAKE))
+    show("votes cast under another proposal", "record-votes", votes=in_order(c, d, group=FAKE))
     bad = bytearray(real.votes[0])
     bad[-1] ^= 1
     show("a vote with a bad signature", "envelope-signature", votes=[bytes(bad), *real.votes[1:]])
@@ -130,7 +132,8 @@ def certificates(book: Book, craft: Craft, stage: Stage) -> None:
     locked = [craft.entry(c, 1, lock=lock), craft.entry(d, 1)]
     relock = Relock(proposal=real.proposal, closing=real.closing)
     again = payload(craft.proposal(locked, 1, relock=relock))
-    show("certified in a later attempt", reproposal=again, votes=in_order(c, d, attempt=1))
+    under = PROPOSAL.open(again).digest
+    show("certified in a later attempt", reproposal=again, votes=in_order(c, d, attempt=1, group=under))
     show("votes of the first attempt for a later one", "record-votes", reproposal=again)
     fresh = payload(craft.proposal([craft.entry(who, 1) for who in (c, d)], 1))
     show("a reproposal that proposes anew", "record-reproposal", reproposal=fresh, votes=in_order(c, d, attempt=1))
@@ -169,7 +172,7 @@ def provisional_alone(craft: Craft, stage: Stage) -> bytes:
     tensors = outer_step(rules.manifest.training.outer, genesis.tensors, exchange.averaged())
     roster = craft.roster.after(group.committed(base, closing.message), rules.manifest)
     state = GlobalState(base.run, base.round, base.parent, roster, tensors, VALUES)
-    vote = VOTE.seal(me, Vote(slot=base.at(0), closing=closing.digest, state_digest=state.digest))
+    vote = VOTE.seal(me, Vote(slot=base.at(0), closing=closing.digest, state_digest=state.digest, group=group.digest))
     return frame(Kind.CERTIFICATE, assemble(Link.of(genesis), group, closing, [output.header], [vote], state).record)
 
 

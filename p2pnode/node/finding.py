@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from p2pnode.config import DEFAULT_TASK, NodeConfig
+from p2pnode.errors import InviteError, MachineError
 from p2pnode.founding import check_run, found_run, load_run
 from p2pnode.home import Home, RunFiles
 from p2pnode.identity import PeerIdentity
@@ -57,6 +58,25 @@ async def fetch(transport: Transport, invite: Invite, home: Home, log: Callable[
     manifest, signature = await SyncClient(transport, log).manifest(invite, invite.bootstraps)
     await asyncio.to_thread(check_run, manifest)
     return Run(manifest, signature, home.run(manifest.run_id), invite)
+
+
+async def take_up(run: Run, home: Home, transport: Transport) -> Invite | None:
+    """For a run that was founded from this home before, with others: our own last invite, to join it again.
+
+    Founding it anew would sign its first rounds a second time. MachineError if nobody of it can be reached.
+    """
+    if not _remembered(home, run.manifest.digest):
+        return None
+    try:
+        invite = Invite.parse(run.files.invite.read_text("ascii"))
+    except (OSError, ValueError, InviteError):
+        return None
+    if not await transport.peers():
+        raise MachineError(
+            "this run was founded from this home before, and nobody of it can be reached now: "
+            "try again when they are online, or make a new run with `p2pnode run create`"
+        )
+    return invite
 
 
 def make_transport(

@@ -19,7 +19,7 @@ from p2pnode.identity import PeerId, PeerIdentity
 from p2pnode.invite import Invite
 from p2pnode.manifest import RunManifest
 from p2pnode.manifest_file import dump_manifest
-from p2pnode.node.finding import Run, fetch, first_state, found, make_transport
+from p2pnode.node.finding import Run, fetch, first_state, found, make_transport, take_up
 from p2pnode.node.inviting import Inviter
 from p2pnode.node.leaving import linger, save
 from p2pnode.node.members import Members
@@ -96,6 +96,7 @@ class Node:
             self._notice("making the run: loading its task, calibrating its noise")
             run = await self._unless_stopped(asyncio.to_thread(found, self._config, self._home, self._identity))
             transport = await self._unless_stopped(self._connect(run.manifest.digest, ()))
+            run.invite = await take_up(run, self._home, transport)
         else:
             invite = self._config.run.invite
             self._notice("looking for the run's peers")
@@ -163,9 +164,9 @@ class Node:
             checkpoint = (run.invite.round, run.invite.state_digest, run.invite.roster_digest)
             self._tell_started(run, transport, inviter.at(*checkpoint))
             client = SyncClient(transport, self._debug)
-            synced = await self._unless_stopped(
-                client.state(run.invite, manifest, worker.values, run.invite.bootstraps)
-            )
+            known = [*run.invite.bootstraps, *await transport.peers()]
+            peers = [peer for peer in dict.fromkeys(known) if peer != self._identity.peer_id]
+            synced = await self._unless_stopped(client.state(run.invite, manifest, worker.values, peers))
             state, link, provisional = synced.state, synced.link, synced.provisional
             record = synced.records[-1] if synced.records else None
             for number, raw in enumerate(synced.records, run.invite.round + 1):
@@ -269,30 +270,44 @@ class Node:
                     self._sink.emit("waiting", round=exchange.machine.round, reason=outcome.reason)
                 case Behind():
                     if self._syncing is None or self._syncing.done():
-                        self._syncing = self._spawn(self._resync(run, exchange, server, outcome.peers))
+                        self._syncing = self._spawn(self._resync(run, exchange, server, reporter, outcome.peers))
                 case Halt():
                     self._failure = ArithmeticMismatch(outcome.reason)
                     self._stopping.request(outcome.reason)
 
     async def _resync(
-        self, run: Run, exchange: GradientExchange, server: SyncServer, peers: tuple[PeerId, ...]
+        self,
+        run: Run,
+        exchange: GradientExchange,
+        server: SyncServer,
+        reporter: Reporter,
+        peers: tuple[PeerId, ...],
     ) -> None:
         """The others are further than we can follow round by round: fetch a newer state."""
-        machine = exchange.machine
-        link = machine.link
-        client = SyncClient(self._require(self._transport), self._debug)
+        transport, link = self._require(self._transport), exchange.machine.link
         self._notice(f"behind the others after round {link.round}: fetching the newer state")
+        # Several are asked, not only who says that it is ahead: one could lead us onto a branch of its own.
+        others = [*peers, *link.roster.members, *await transport.peers()]
+        asked = [peer for peer in dict.fromkeys(others) if peer != self._identity.peer_id]
         try:
-            synced = await client.follow(link, run.manifest, exchange.rules.values, peers)
+            synced = await SyncClient(transport, self._debug).follow(link, run.manifest, exchange.rules.values, asked)
         except NetworkError as error:
             self._notice(f"could not catch up yet: {error}")
             return
-        if exchange.running and synced.link.round > exchange.machine.state.round:
-            for number, raw in enumerate(synced.records, link.round + 1):
-                self._require(self._log).append(number, raw)
-            server.add(synced.state, None)
-            exchange.adopt(synced.state, synced.link)
-            self._round_began.set()
+        if not exchange.running or synced.link.round <= exchange.machine.state.round:
+            return
+        if synced.links[0].provisional and not exchange.provisional_allowed():
+            self._notice("others went on provisionally, sooner than this node's clock allows: not following yet")
+            return
+        for skipped, raw in zip(synced.links, synced.records, strict=True):
+            self._require(self._log).append(skipped.round, raw)
+            if skipped.round < synced.link.round:
+                reporter.put(RoundReport(skipped, None, False, 0, transport.traffic(), self._epsilon))
+        server.add(synced.state, None)
+        exchange.adopt(synced.state, synced.link)
+        reporter.put(RoundReport(synced.link, synced.state, False, 0, transport.traffic(), self._epsilon))
+        self._stop_at_end(synced.state.round)
+        self._round_began.set()
 
     def _end(self, round_number: int) -> str:
         """Why the node leaves after this round; "" if it stays."""

@@ -22,10 +22,13 @@ OnMeasured = Callable[[RunManifest, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class RoundReport:
-    """What is known of a certified round when it is. traffic: totals at that moment; epsilon: spent so far."""
+    """What is known of a certified round when it is. traffic: totals at that moment; epsilon: spent so far.
+
+    state: None for a round that was skipped in a sync, so that only its certificate is known.
+    """
 
     link: Link
-    state: GlobalState
+    state: GlobalState | None
     contributed: bool
     samples: int
     traffic: Traffic
@@ -70,20 +73,21 @@ class Reporter:
 
     async def _tell(self, at: float, report: RoundReport) -> None:
         training, privacy = self._manifest.training, self._manifest.privacy
-        number = report.state.round
+        link, state = report.link, report.state
+        number = link.round
         measures: dict[str, float] = {}
         due = number % training.evaluate_every == 0 and self._queue.qsize() <= BACKLOG
-        if due or number == training.target_rounds:
-            measures = dict((await self.measure(report.state)).measures)
+        if state is not None and (due or number == training.target_rounds):
+            measures = dict((await self.measure(state)).measures)
         seconds, self._last_at = at - self._last_at, at
         before, self._last_traffic = self._last_traffic, report.traffic
         self._sink.emit(
             "round",
             round=number,
-            peers=len(report.link.contributors),
-            voters=len(report.state.roster.members),
-            provisional=report.link.provisional,
-            state_digest=report.state.digest,
+            peers=len(link.contributors),
+            voters=len(link.roster.members),
+            provisional=link.provisional,
+            state_digest=link.digest,
             loss=measures.get("loss"),
             accuracy=measures.get("accuracy"),
             samples=report.samples,
@@ -93,7 +97,7 @@ class Reporter:
             delta=privacy.delta if report.epsilon is not None else None,
             seconds=seconds,
             contributed=report.contributed,
-            attempt=report.link.attempt,
+            attempt=link.attempt,
             measures=measures,
         )
         if measures:

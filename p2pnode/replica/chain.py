@@ -61,7 +61,7 @@ class Certified:
 def check_vote(vote: Signed[Vote], base: SlotBase) -> int:
     """The attempt of a vote for the round of `base`. REJECT vote-form; IGNORE by the slot."""
     attempt = check_slot(vote.message.slot, base)
-    if len(vote.message.closing) != 32 or len(vote.message.state_digest) != 32:
+    if any(len(digest) != 32 for digest in (vote.message.closing, vote.message.state_digest, vote.message.group)):
         raise reject("vote-form")
     return attempt
 
@@ -164,6 +164,8 @@ def _check_votes(
     for vote in votes:
         if check_vote(vote, base) != voted.attempt:
             raise reject("record-votes", "of another attempt")
+        if vote.message.group != voted.digest:
+            raise reject("record-votes", "cast under another proposal")
         if vote.sender not in voted.electorate:
             raise reject("record-votes", f"{vote.sender} has no vote in this round")
         if vote.message.closing != closing.digest or vote.message.state_digest != votes[0].message.state_digest:

@@ -41,10 +41,10 @@ class Ballot:
                 del self.by_attempt[old]
 
     def winner(self, group: Group) -> tuple[Signed[Vote], ...]:
-        """The votes, ascending by sender, that certify this group's attempt; empty without a quorum."""
+        """The votes, ascending by sender, that certify this group; empty without a quorum."""
         tally: dict[tuple[bytes, bytes], list[Signed[Vote]]] = {}
         for peer, vote in sorted(self.by_attempt.get(group.attempt, {}).items()):
-            if peer in group.electorate:
+            if peer in group.electorate and vote.message.group == group.digest:
                 tally.setdefault((vote.message.closing, vote.message.state_digest), []).append(vote)
         return next((tuple(votes) for votes in tally.values() if len(votes) >= group.quorum), ())
 
@@ -52,9 +52,10 @@ class Ballot:
         """Members whose votes agree and reach the roster's quorum in some attempt: the round is certified, even if we
         miss what it takes to see that for ourselves."""
         for votes in self.by_attempt.values():
-            tally: dict[tuple[bytes, bytes], list[PeerId]] = {}
+            tally: dict[tuple[bytes, bytes, bytes], list[PeerId]] = {}
             for peer, vote in votes.items():
-                tally.setdefault((vote.message.closing, vote.message.state_digest), []).append(peer)
+                found = vote.message
+                tally.setdefault((found.group, found.closing, found.state_digest), []).append(peer)
             for peers in tally.values():
                 if len(peers) >= roster.quorum:
                     return tuple(sorted(peers))

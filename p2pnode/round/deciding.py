@@ -122,14 +122,15 @@ def _vote(c: Context, group: Group, exchange: GroupExchange) -> None:
     r.lock = Lock(group.attempt, closing.digest, state.digest)
     r.promised = max(r.promised, group.attempt)
     c.tell(Persist("lock", encode_lock(r.base, group.attempt, state.digest, exchange)))
-    vote = VOTE.seal(c.identity, Vote(slot=r.base.at(group.attempt), closing=closing.digest, state_digest=state.digest))
+    ballot = Vote(slot=r.base.at(group.attempt), closing=closing.digest, state_digest=state.digest, group=group.digest)
+    vote = VOTE.seal(c.identity, ballot)
     r.ballot.add(vote, r.base, c.state.roster)
     c.changed = True
     c.send(c.audience(group), [frame(Kind.VOTE, vote.raw)])
 
 
 def _shadow(c: Context, exchange: GroupExchange) -> GlobalState | None:
-    """The state that a closed exchange leads to, on a shadow copy; None if it is not finite."""
+    """The state that a closed exchange leads to, on a shadow copy; None if it is not finite, or out of bounds."""
     r = c.round
     closing = exchange.closing
     if closing is None:

@@ -6,6 +6,7 @@ Pure bookkeeping: every method checks what it is given and keeps it; deciding wh
 from __future__ import annotations
 
 from collections.abc import Set
+from typing import Final
 
 import numpy as np
 
@@ -19,6 +20,8 @@ from p2pnode.round.contribution import Contribution, Row, accepted_rows, check_c
 from p2pnode.round.output import Output
 from p2pnode.round.rules import Rules
 from p2pnode.wire.round_pb2 import Chunk, Closing, Commitment, OutputChunk, OutputHeader
+
+OUTPUT_SLACK: Final = 1 + 2.0**-10  # of the bound on rows: float16 rounds by at most 2^-11
 
 
 class GroupExchange:
@@ -154,8 +157,13 @@ class GroupExchange:
         return True
 
     def averaged(self) -> FloatVector:
-        """The averaged update, [P] float32, once `complete`. ValueError if a value is not finite."""
+        """The averaged update, [P] float32, once `complete`.
+
+        ValueError if a value is not finite, or above what a mean of rows within bounds can be, rounding included.
+        """
         out = np.empty(self.rules.values, dtype=np.float32)
         for part in self.group.parts:
             out[part.start : part.stop] = self.rules.decode(part, self.outputs[part.index].data)
+        if not bool(np.all(np.abs(out) <= np.float32(self.rules.manifest.exchange.max_abs * OUTPUT_SLACK))):
+            raise ValueError("an output is beyond the bound of the rows that it was made of")
         return out

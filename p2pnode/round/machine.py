@@ -91,6 +91,10 @@ class RoundMachine:
         """Peers that are not waited for."""
         return frozenset(self._c.gone)
 
+    def provisional_allowed(self, now: float) -> bool:
+        """Whether our own clock allows a provisional certificate for this round."""
+        return now >= self._c.round.started + self._c.rules.manifest.roster.provisional_after
+
     def set_bandwidth(self, bytes_a_second: int) -> None:
         """What our entries say of our bandwidth from now on."""
         self._c.bandwidth = max(1, bytes_a_second)

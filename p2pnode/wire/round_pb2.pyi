@@ -186,14 +186,16 @@ class Closing(_message.Message):
     def __init__(self, slot: _Optional[_Union[Slot, _Mapping]] = ..., group: _Optional[bytes] = ..., outputs: _Optional[_Iterable[bytes]] = ..., counted: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class Vote(_message.Message):
-    __slots__ = ("slot", "closing", "state_digest")
+    __slots__ = ("slot", "closing", "state_digest", "group")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     CLOSING_FIELD_NUMBER: _ClassVar[int]
     STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
     slot: Slot
     closing: bytes
     state_digest: bytes
-    def __init__(self, slot: _Optional[_Union[Slot, _Mapping]] = ..., closing: _Optional[bytes] = ..., state_digest: _Optional[bytes] = ...) -> None: ...
+    group: bytes
+    def __init__(self, slot: _Optional[_Union[Slot, _Mapping]] = ..., closing: _Optional[bytes] = ..., state_digest: _Optional[bytes] = ..., group: _Optional[bytes] = ...) -> None: ...
 
 class Leave(_message.Message):
     __slots__ = ("run", "round")

@@ -168,7 +168,9 @@ def test_votes_of_those_who_have_none() -> None:
     link = links[1]
     stranger = next(key for key in identities(6) if key.peer_id not in link.roster.members)
     real = VOTE.open(found.votes[0]).message
-    mine = VOTE.seal(stranger, Vote(slot=real.slot, closing=real.closing, state_digest=real.state_digest))
+    mine = VOTE.seal(
+        stranger, Vote(slot=real.slot, closing=real.closing, state_digest=real.state_digest, group=real.group)
+    )
     votes = [VOTE.open(raw) for raw in found.votes[: link.roster.quorum - 1]] + [mine]
     found.votes[:] = [vote.raw for vote in sorted(votes, key=lambda vote: vote.sender)]
     refused(found, "record-votes")
@@ -178,7 +180,7 @@ def test_votes_for_two_states_are_no_quorum() -> None:
     cluster, _, _ = history()
     found = record()
     real = VOTE.open(found.votes[0])
-    other = Vote(slot=real.message.slot, closing=real.message.closing, state_digest=bytes(32))
+    other = Vote(slot=real.message.slot, closing=real.message.closing, state_digest=bytes(32), group=real.message.group)
     found.votes[0] = VOTE.seal(cluster.nodes[real.sender].identity, other).raw
     refused(found, "record-votes")
 

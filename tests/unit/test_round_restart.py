@@ -18,14 +18,13 @@ from tests.support.cluster import Cluster, full_roster, identities
 def cluster_with_a_vote(round_number: int) -> tuple[Cluster, PeerIdentity, LockRecord]:
     """A cluster in which one node has voted in `round_number` but does not know of a certificate yet."""
     cluster = Cluster(3)
-    peer = sorted(cluster.nodes)[0]
-    node = cluster.nodes[peer]
     for _ in range(20_000):
         cluster.run(0.005)
-        if "lock" in node.disk:
-            lock = LockRecord.FromString(node.disk["lock"])
-            if lock.round == cluster.machine(peer).round == round_number:
-                return cluster, node.identity, lock
+        for peer, node in sorted(cluster.nodes.items()):
+            if "lock" in node.disk:
+                lock = LockRecord.FromString(node.disk["lock"])
+                if lock.round == cluster.machine(peer).round == round_number:
+                    return cluster, node.identity, lock
     raise AssertionError("never voted")
 
 
@@ -71,7 +70,7 @@ def test_one_voter_cannot_push_out_the_votes_of_others() -> None:
     ballot = Ballot()
 
     def vote(who: PeerIdentity, attempt: int) -> None:
-        message = Vote(slot=base.at(attempt), closing=b"\3" * 32, state_digest=b"\4" * 32)
+        message = Vote(slot=base.at(attempt), closing=b"\3" * 32, state_digest=b"\4" * 32, group=b"\5" * 32)
         ballot.add(VOTE.seal(who, message), base, roster)
 
     vote(honest, 0)
