@@ -186,8 +186,8 @@ class Progress:
             last = max(last, lock.round)
             if (lock.round, lock.parent) == mine:
                 self._restore_lock(lock)
-        # Alone on the roster we owe nobody the round that we once made.
-        self.barred = last > self.base.round and len(self.link.roster.members) > 1
+        # Alone on the roster there is nobody to ask: the round is ours to make again.
+        self.barred = last > self.base.round and self.link.roster.members != (self.me,)
         return last >= self.base.round
 
     def _restore_lock(self, record: LockRecord) -> None:

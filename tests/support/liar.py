@@ -1,8 +1,9 @@
 """A roster member that signs two outputs for its part, and votes for whatever it is told: at most one in a cluster.
 
 It shows half of the others one output and the other half another; to a machine that takes any signed output header,
-both look right. It votes twice as well, so that each half may believe that it has a quorum. It signs only one Closing:
-a convener that signs two can split a round, which is a published limit.
+both look right. It votes twice as well, for both results, so that each half may believe that it has a quorum. But it
+signs only one Closing, votes for that alone, and keeps its promises: a convener that signs two Closings, or a voter
+that votes below what it promised, can split a round, as in any protocol whose quorums are majorities.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class EquivocatingReducer:
         others = [peer for peer in sorted(cluster.nodes) if peer != me]
         self._deceived = frozenset(others[: (len(others) + 1) // 2])
         self._hidden: set[bytes] = set()  # digests of headers that the deceived don't get
+        self._heard: list[Vote] = []  # votes of the deceived that we have not echoed
         self.lies = 0
         cluster.witness.liars.add(me)
         cluster.twist[me] = self._send
@@ -62,16 +64,25 @@ class EquivocatingReducer:
         return tuple(Output.whole(rules, part, sealed, lie).frames())
 
     def _hear(self, sender: PeerId, data: bytes) -> None:
-        if data[0] != Kind.VOTE or sender not in self._deceived:
+        if data[0] == Kind.VOTE and sender in self._deceived:
+            try:
+                heard = VOTE.open(data[1:])
+            except PeerFault:
+                return
+            if heard.sender == sender:
+                self._heard = [*self._heard[-20:], heard.message]
+        self._echo()
+
+    def _echo(self) -> None:
+        machine = self._cluster.nodes[self._me].machine
+        lock = machine._c.round.lock if machine is not None else None
+        if lock is None:
             return
-        try:
-            heard = VOTE.open(data[1:])
-        except PeerFault:
-            return
-        if heard.sender != sender:
-            return
-        message = Vote()
-        message.CopyFrom(heard.message)
-        vote = VOTE.seal(self._cluster.nodes[self._me].identity, message)
-        for to in self._deceived:
-            self._cluster.deliver(self._me, to, frame(Kind.VOTE, vote.raw))
+        for heard in list(self._heard):
+            if (heard.slot.attempt, heard.closing) == (lock.attempt, lock.closing):
+                self._heard.remove(heard)
+                message = Vote()
+                message.CopyFrom(heard)
+                vote = VOTE.seal(self._cluster.nodes[self._me].identity, message)
+                for to in self._deceived:
+                    self._cluster.deliver(self._me, to, frame(Kind.VOTE, vote.raw))

@@ -49,6 +49,7 @@ class Witness:
         self.violations: list[tuple[str, str]] = []
         self.clauses: Counter[str] = Counter()  # of frames that were refused or ignored
         self.records = 0
+        self.relocks = 0  # of those, certified in an attempt that proposed an older Closing again
         self.votes = 0  # signed so far
         self.last_voter: PeerId | None = None
         self._frames: set[bytes] = set()
@@ -114,6 +115,7 @@ class Witness:
             return
         self._checked.add(certified.record)
         self.records += 1
+        self.relocks += bool(decode_record(certified.record).reproposal)
         parent, state = self._links.get(header.parent), self._states.get(header.parent)
         if parent is None or state is None:
             self.accuse("record", f"{peer.short} committed a child of an unknown state")
