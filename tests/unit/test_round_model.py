@@ -18,7 +18,7 @@ from tests.support.mutants import MUTANTS, mutant
 
 PEERS = st.integers(0, 6)
 BOUNDED = settings(
-    max_examples=50,
+    max_examples=30,
     stateful_step_count=20,
     deadline=None,
     derandomize=True,
