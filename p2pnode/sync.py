@@ -177,6 +177,14 @@ class Synced:
         return any(link.provisional for link in self.links)
 
 
+@dataclass(frozen=True)
+class _Chain:
+    """Checked links, the start's first, and the records of all but the start."""
+
+    links: list[Link]
+    records: list[bytes]
+
+
 class SyncClient:
     """Fetches, verifies, and prefers the best of several peers' histories."""
 
@@ -261,30 +269,54 @@ class SyncClient:
     async def _chains(
         self, start: Link, manifest: RunManifest, values: int, peers: Sequence[PeerId]
     ) -> tuple[list[PeerId], list[Link], list[bytes]] | None:
-        """The preferred chain, and the peers that follow it."""
-        tasks = [self._chain(start, manifest, values, peer) for peer in peers[: 2 * CHAINS_COMPARED]]
-        results = await asyncio.gather(*tasks, return_exceptions=True)
-        best: tuple[list[Link], list[bytes]] | None = None
-        found: list[tuple[PeerId, list[Link]]] = []
-        for peer, result in zip(peers, results, strict=False):
-            if isinstance(result, PeerFault | NetworkError):
-                self._log(f"{peer.short} can't help with the chain: {result}")
-            elif isinstance(result, BaseException):
-                raise result
-            else:
-                found.append((peer, result[0]))
-                if best is None or _better(best[0], result[0]):
-                    best = result
-        if best is None:
-            return None
-        tip = best[0][-1].digest
-        donors = [peer for peer, links in found if any(link.digest == tip for link in links)]
-        return donors, *best
+        """The preferred chain, and the peers that have its tip.
 
-    async def _chain(
-        self, start: Link, manifest: RunManifest, values: int, peer: PeerId
-    ) -> tuple[list[Link], list[bytes]]:
-        links, records = [start], list[bytes]()
+        One peer's chain is checked whole; of the others' only what they have beyond it, or instead of it.
+        """
+        best: _Chain | None = None
+        donors: list[PeerId] = []
+        for peer in await self._answering(peers[: 2 * CHAINS_COMPARED]):
+            try:
+                known = _Chain([start], []) if best is None else await self._common(peer, best)
+                if known is None:
+                    continue  # on the same branch, and not as far
+                theirs = await self._chain(known, manifest, values, peer)
+            except (PeerFault, NetworkError) as error:
+                self._log(f"{peer.short} can't help with the chain: {error}")
+                continue
+            if best is None or _better(best.links, theirs.links):
+                best, donors = theirs, []
+            if theirs.links[-1].digest == best.links[-1].digest:
+                donors.append(peer)
+        return None if best is None else (donors, best.links, best.records)
+
+    async def _answering(self, peers: Sequence[PeerId]) -> list[PeerId]:
+        """Those of `peers` that answer, whoever claims to be furthest first; all, if none does."""
+        rounds = await asyncio.gather(*(self.round_of(peer) for peer in peers), return_exceptions=True)
+        found = [(peer, number) for peer, number in zip(peers, rounds, strict=True) if isinstance(number, int)]
+        return [peer for peer, _ in sorted(found, key=lambda item: -item[1])] or list(peers)
+
+    async def _common(self, peer: PeerId, ours: _Chain) -> _Chain | None:
+        """What of our checked chain `peer` has as well, to be followed from there; None if it has nothing to add."""
+        tip = ours.links[-1].round
+        reply = await self._call(peer, "chain", ChainRequest(from_round=tip, most=1), ChainReply)
+        if not reply.records and ours.links[0].round < reply.head < tip:
+            reply = await self._call(peer, "chain", ChainRequest(from_round=reply.head, most=1), ChainReply)
+        if not reply.records:
+            return None if reply.head <= tip else _Chain(ours.links[:1], [])
+        header = decode_record(reply.records[0]).header
+        at = header.round - ours.links[0].round
+        try:
+            same = 0 <= at < len(ours.links) and state_digest(header) == ours.links[at].digest
+        except ValueError as error:
+            raise reject("record-form", str(error)) from None
+        if not same:
+            return _Chain(ours.links[:1], [])
+        return _Chain(list(ours.links), list(ours.records)) if reply.head >= tip else None
+
+    async def _chain(self, known: _Chain, manifest: RunManifest, values: int, peer: PeerId) -> _Chain:
+        """`known`, continued with what `peer` has, each link checked against its parent."""
+        links, records = list(known.links), list(known.records)
         while True:
             request = ChainRequest(from_round=links[-1].round + 1, most=RECORDS_A_CALL)
             reply = await self._call(peer, "chain", request, ChainReply)
@@ -298,7 +330,7 @@ class SyncClient:
             if not reply.records:
                 if links[-1].round < reply.head:
                     raise reject("chain-gap", "has not all records up to its own head")
-                return links, records
+                return _Chain(links, records)
 
     async def _download(self, link: Link, manifest: RunManifest, values: int, donors: Sequence[PeerId]) -> GlobalState:
         """The state that `link` attests, chunk by chunk; each is checked before it is used."""
