@@ -49,7 +49,7 @@ def model_size() -> int:
     return sum(spec.size for spec in schema_of(find_task("digits").model()))
 
 
-async def assert_refused(node: NodeProcess, clause: str, rogue: Rogue, seconds: float = 20) -> None:
+async def assert_refused(node: NodeProcess, clause: str, rogue: Rogue, seconds: float = 45) -> None:
     me = rogue.identity.peer_id.text
 
     def ours(event: dict[str, object]) -> bool:
@@ -71,7 +71,7 @@ def attack(folder: Path, fight: Callable[[Rogue, Swarm], Awaitable[None]]) -> No
                 await asyncio.sleep(0.5)
                 assert not any(number in rogue.counted for number in rogue.counted[-1:] if rogue.transport.tamper)
 
-        asyncio.run(asyncio.wait_for(go(), 60))
+        asyncio.run(asyncio.wait_for(go(), 120))
         at = max(node.last("round")["round"] for node in honest)
         for node in honest:
             node.wait_round(at + 3, seconds=30)
