@@ -74,7 +74,7 @@ def gather(c: Context, now: float) -> None:
         elif not enough and now >= provisional_at:
             _propose(c, entries, now, provisional=True)
         else:
-            c.say(f"for {len(missing)} more peer{'s' * (len(missing) != 1)} to finish local work")
+            c.say(_for_peers(len(missing)) if missing else "for a quorum of the roster")
     else:
         late = r.quorum_at is not None and now >= r.quorum_at + gather + GRACE_SECONDS
         if late or now >= provisional_at + gather + GRACE_SECONDS:
@@ -86,6 +86,10 @@ def gather(c: Context, now: float) -> None:
     if now >= r.resend_at and r.group is None:
         r.resend_at = now + RESEND_SECONDS
         send_entry(c, c.state.roster.members)
+
+
+def _for_peers(count: int) -> str:
+    return f"for {count} more peer{'s' * (count != 1)} to finish local work"
 
 
 def _seen(c: Context, supporters: int = 1) -> int:
