@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -29,11 +29,30 @@ from p2pnode.round.rules import Rules
 from p2pnode.transport.base import Transport
 
 TICK_SECONDS: Final = 0.1
+PAUSE_SECONDS: Final = 5.0  # without a tick: this process was stopped, or the machine asleep
 CONTROL: Final = "control"
 BULK: Final = "bulk"
 _RECORDS: Final = ("promise", "update", "lock")
 
-RoundOutcome = Committed | Discarded | Rejected | Waiting | Behind | Halt
+
+@dataclass(frozen=True)
+class Paused:
+    """This process did not run for a while. What others did meanwhile was not theirs to wait for."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Adopted:
+    """We went over to a state that others certified. links: of the rounds up to it, from where our own chain led to it;
+    lost: how many rounds of ours they replace."""
+
+    state: GlobalState
+    links: tuple[Link, ...]
+    lost: int
+
+
+RoundOutcome = Committed | Discarded | Rejected | Waiting | Behind | Halt | Paused | Adopted
 """What the exchange tells: a certified round, a discarded attempt, and what a person should know meanwhile."""
 
 
@@ -93,6 +112,8 @@ class GradientExchange:
     """
 
     def __init__(self, rules: Rules, identity: PeerIdentity, transport: Transport, journal: Journal) -> None:
+        """`on_certified` may be set before `start`: called with each certified round before anything of the next."""
+        self.on_certified: Callable[[Committed], None] = lambda outcome: None
         self.rules = rules
         self.outcomes: asyncio.Queue[RoundOutcome] = asyncio.Queue()
         self._identity = identity
@@ -101,12 +122,15 @@ class GradientExchange:
         self._machine: RoundMachine | None = None
         self._outboxes: dict[tuple[PeerId, str], _Outbox] = {}
         self._ticker: asyncio.Task[None] | None = None
+        self._last = 0.0  # the loop's time when it was last looked at
+        self._paused = 0.0  # seconds in all
         transport.on_frame(CONTROL, self._on_frame)
         transport.on_frame(BULK, self._on_frame)
         transport.on_peer_gone(self._on_peer_gone)
 
     def start(self, state: GlobalState, link: Link, record: bytes | None) -> None:
         """Take part from a verified `state` on. `record` is its round's, if we have it."""
+        self._last = asyncio.get_running_loop().time()
         now = self._now()
         durable = self._journal.read(record)
         self._machine = RoundMachine(self.rules, self._identity, link, state, durable, secrets.token_bytes, now)
@@ -146,13 +170,10 @@ class GradientExchange:
         self.machine.offer(update, self._now())
         self._carry_out()
 
-    def provisional_allowed(self) -> bool:
-        """Whether our own clock allows a provisional certificate for the round in progress."""
-        return self.machine.provisional_allowed(self._now())
-
-    def adopt(self, state: GlobalState, link: Link) -> None:
-        """Go on from another verified state."""
-        self.machine.adopt(state, link, self._now())
+    def adopt(self, state: GlobalState, links: Sequence[Link], *, lost: int) -> None:
+        """Go on from another verified state, that of the last of `links`. See `Adopted`."""
+        self.outcomes.put_nowait(Adopted(state, tuple(links), lost))
+        self.machine.adopt(state, links[-1], self._now())
         self._carry_out()
 
     async def leave(self, seconds: float) -> None:
@@ -162,7 +183,14 @@ class GradientExchange:
         await asyncio.sleep(min(seconds, 2 * TICK_SECONDS))
 
     def _now(self) -> float:
-        return asyncio.get_running_loop().time()
+        """The round's clock: the loop's, without the time in which this process did not run. A node that wakes up has
+        not been waiting for the others, so no deadline of the round is over for it."""
+        now = asyncio.get_running_loop().time()
+        gap, self._last = now - self._last, now
+        if gap > PAUSE_SECONDS:
+            self._paused += gap
+            self.outcomes.put_nowait(Paused(gap))
+        return now - self._paused
 
     async def _tick(self) -> None:
         while self._machine is not None:
@@ -191,19 +219,21 @@ class GradientExchange:
             if not effects:
                 return
             for effect in effects:
-                if isinstance(effect, Persist):
-                    try:
+                try:
+                    if isinstance(effect, Persist):
                         self._journal.write(effect)
-                    except StorageError as error:
-                        # Nothing that depends on this record may be sent.
-                        self._machine = None
-                        self.outcomes.put_nowait(Halt(str(error)))
-                        return
-                elif isinstance(effect, Send):
+                    elif isinstance(effect, Committed):
+                        self.on_certified(effect)
+                except StorageError as error:
+                    # Nothing that depends on this record may be sent.
+                    self._machine = None
+                    self.outcomes.put_nowait(Halt(str(error)))
+                    return
+                if isinstance(effect, Send):
                     channel = BULK if effect.bulk else CONTROL
                     for peer in effect.peers:
                         self._outbox(peer, channel).put(iter(effect.frames))
-                else:
+                elif not isinstance(effect, Persist):
                     self.outcomes.put_nowait(effect)
 
     def _outbox(self, peer: PeerId, channel: str) -> _Outbox:

@@ -82,6 +82,10 @@ class FutureRound(Ignored):
     """We have not certified the round before: we are behind, or the sender lies."""
 
 
+class OtherBranch(Ignored):
+    """It is of another branch of the chain: the sender, or we, may have to change over."""
+
+
 class NotYet(Ignored):
     """What the message needs (a proposal, a commitment, a header) has not come yet: it is kept for a while."""
 
@@ -110,7 +114,7 @@ def check_slot(slot: round_pb2.Slot, base: SlotBase) -> int:
     if slot.round > base.round:
         raise FutureRound("slot-future")
     if slot.parent != base.parent:
-        raise Ignored("slot-parent")
+        raise OtherBranch("slot-parent")
     return int(slot.attempt)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from p2pnode.config import DEFAULT_TASK, NodeConfig
-from p2pnode.errors import InviteError, MachineError
+from p2pnode.errors import InviteError, MachineError, Unreachable
 from p2pnode.founding import check_run, found_run, load_run
 from p2pnode.home import Home, RunFiles
 from p2pnode.identity import PeerIdentity
@@ -21,7 +22,7 @@ from p2pnode.node.work import Worker
 from p2pnode.replica.outer import buffers
 from p2pnode.replica.roster import Roster
 from p2pnode.replica.state import NO_PARENT, GlobalState
-from p2pnode.sync import SyncClient
+from p2pnode.sync import ChainLog, History, SyncClient
 from p2pnode.transport.base import Transport, TransportOptions
 
 
@@ -58,6 +59,23 @@ async def fetch(transport: Transport, invite: Invite, home: Home, log: Callable[
     manifest, signature = await SyncClient(transport, log).manifest(invite, invite.bootstraps)
     await asyncio.to_thread(check_run, manifest)
     return Run(manifest, signature, home.run(manifest.run_id), invite)
+
+
+async def sync_up(
+    run: Run, invite: Invite, log: ChainLog, values: int, transport: Transport, debug: Callable[[str], None]
+) -> tuple[GlobalState, History, bool]:
+    """The newest state, the history from the invite's checkpoint to it, and whether a round of it is provisional."""
+    client = SyncClient(transport, debug)
+    known = [*invite.bootstraps, *await transport.peers()]
+    peers = [peer for peer in dict.fromkeys(known) if peer != transport.peer_id]
+    start = await client.checkpoint(invite, run.manifest, peers)
+    history = History(start, log, run.manifest, values, time.monotonic())
+    synced = await client.follow(history, run.manifest, values, peers, tip_missing=True)
+    if synced is None:
+        raise Unreachable("no peer could show a valid chain of certificates from the invite's checkpoint on")
+    for link, record in zip(synced.links, synced.records, strict=True):
+        history.append(link, record, time.monotonic())
+    return synced.state, history, any(link.provisional for link in synced.links)
 
 
 async def take_up(run: Run, home: Home, transport: Transport) -> Invite | None:

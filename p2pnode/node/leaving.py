@@ -26,7 +26,7 @@ async def linger(exchange: GradientExchange, transport: Transport, deadline: flo
     while waiting and asyncio.get_running_loop().time() < deadline:
         for peer in sorted(waiting):
             try:
-                behind = peer not in machine.gone and await client.round_of(peer) < state.round
+                behind = peer not in machine.gone and (await client.status(peer)).round < state.round
             except (NetworkError, PeerFault):
                 behind = False
             if not behind:

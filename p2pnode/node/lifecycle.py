@@ -13,24 +13,26 @@ from typing import Any, Final, NoReturn, TypeVar
 
 from p2pnode.config import NodeConfig
 from p2pnode.errors import ArithmeticMismatch, BudgetSpent, NetworkError, P2PNodeError, PeerFault
-from p2pnode.exchange import GradientExchange, Journal
+from p2pnode.exchange import Adopted, GradientExchange, Journal
 from p2pnode.home import Home, write_atomically
 from p2pnode.identity import PeerId, PeerIdentity
-from p2pnode.invite import Invite
 from p2pnode.manifest import RunManifest
 from p2pnode.manifest_file import dump_manifest
-from p2pnode.node.finding import Run, fetch, first_state, found, make_transport, take_up
+from p2pnode.node.catching_up import CatchUp
+from p2pnode.node.finding import Run, fetch, first_state, found, make_transport, sync_up, take_up
 from p2pnode.node.inviting import Inviter
+from p2pnode.node.keeping import Keeper, Spent
 from p2pnode.node.leaving import linger, save
 from p2pnode.node.members import Members
-from p2pnode.node.reporting import Reporter, RoundReport
+from p2pnode.node.reporting import Reporter
 from p2pnode.node.stopping import Stopping, watch_for_stop
+from p2pnode.node.telling import tell_outcome, tell_started
 from p2pnode.node.work import Worker
 from p2pnode.replica.chain import Link
 from p2pnode.replica.state import GlobalState
-from p2pnode.round.effects import Behind, Committed, Discarded, Halt, Rejected, Waiting
+from p2pnode.round.effects import Behind, Committed, Halt
 from p2pnode.round.rules import Rules
-from p2pnode.sync import ChainLog, SyncClient, SyncServer
+from p2pnode.sync import ChainLog, History, SyncServer
 from p2pnode.transport.base import Transport
 from p2pnode.ui.events import EventSink
 
@@ -87,7 +89,6 @@ class Node:
         self._target = 0  # the run's last round; 0: none
         self._samples = 0
         self._epsilon: float | None = None
-        self._syncing: asyncio.Task[None] | None = None
         self._failure: P2PNodeError | None = None
 
     async def run(self) -> None:
@@ -107,8 +108,7 @@ class Node:
         self._home.set_current(run.manifest.run_id)
         opening = asyncio.to_thread(Worker.open, run.manifest, self._home, self._config.work, self._identity.peer_id)
         worker = self._worker = await self._unless_stopped(opening)
-        self._log = ChainLog(run.files.directory / "chain.log")
-        server = SyncServer(run.manifest, run.signature, self._log)
+        server = SyncServer(run.manifest, run.signature)
         server.register(transport)
         self._epsilon = worker.spent()
         self._notice(f"this node trains on share {worker.share} of the data: {worker.examples} examples")
@@ -149,31 +149,27 @@ class Node:
 
     async def _take_part(self, run: Run, transport: Transport, worker: Worker, server: SyncServer) -> None:
         manifest = run.manifest
-        rules = Rules(manifest, worker.values)
         exchange = self._exchange = GradientExchange(
-            rules, self._identity, transport, Journal(run.files.directory / "journal")
+            Rules(manifest, worker.values), self._identity, transport, Journal(run.files.directory / "journal")
         )
+        log = self._log = ChainLog(run.files.directory / "chain.log")
         inviter = Inviter(run, transport)
-        members = Members(transport, self._home, manifest.digest, self._sink)
         if run.invite is None:
-            state, provisional = first_state(manifest, worker, self._identity), False
-            link, record = Link.of(state), None
-            server.add(state, None)
-            self._tell_started(run, transport, inviter.at(0, state.digest, state.roster.digest))
+            state = first_state(manifest, worker, self._identity)
+            tell_started(self._sink, run, self._home, transport, inviter.at(0, state.digest, state.roster.digest))
+            history, provisional = History(Link.of(state), log, manifest, worker.values, time.monotonic()), False
         else:
-            checkpoint = (run.invite.round, run.invite.state_digest, run.invite.roster_digest)
-            self._tell_started(run, transport, inviter.at(*checkpoint))
-            client = SyncClient(transport, self._debug)
-            known = [*run.invite.bootstraps, *await transport.peers()]
-            peers = [peer for peer in dict.fromkeys(known) if peer != self._identity.peer_id]
-            synced = await self._unless_stopped(client.state(run.invite, manifest, worker.values, peers))
-            state, link, provisional = synced.state, synced.link, synced.provisional
-            record = synced.records[-1] if synced.records else None
-            for number, raw in enumerate(synced.records, run.invite.round + 1):
-                self._require(self._log).append(number, raw)
-            server.add(state, None)
+            invite = run.invite
+            again = inviter.at(invite.round, invite.state_digest, invite.roster_digest)
+            tell_started(self._sink, run, self._home, transport, again)
+            syncing = sync_up(run, invite, log, worker.values, transport, self._debug)
+            state, history, provisional = await self._unless_stopped(syncing)
+        server.serve(history)
+        server.add(state)
         inviter.write(state, time.monotonic())
         reporter = Reporter(self._sink, manifest, worker, self._on_measured)
+        members = Members(transport, self._home, manifest.digest, self._sink)
+        keeper = Keeper(history, server, reporter, inviter, members)
         self._sink.emit(
             "joined",
             round=state.round,
@@ -183,11 +179,14 @@ class Node:
             seconds=time.monotonic() - self._started,
         )
         self._joined_at, self._target = state.round, manifest.training.target_rounds
-        exchange.start(state, link, record)
+        exchange.on_certified = keeper.keep
+        exchange.start(state, history.tip, history.record_at(state.round))
+        catch_up = CatchUp(manifest, exchange, transport, history, server, self._debug)
         self._spawn(members.run(lambda: exchange.machine.state))
         self._spawn(reporter.run())
         self._spawn(self._work(exchange, worker))
-        self._spawn(self._follow(run, exchange, server, reporter, members, inviter))
+        self._spawn(self._follow(exchange, transport, keeper, catch_up))
+        self._spawn(catch_up.watch())
         self._stop_at_end(state.round)
         await self._stopping.wait()
         await self._leave(run, exchange, worker, reporter)
@@ -229,85 +228,34 @@ class Node:
                 exchange.offer(None)
 
     async def _follow(
-        self,
-        run: Run,
-        exchange: GradientExchange,
-        server: SyncServer,
-        reporter: Reporter,
-        members: Members,
-        inviter: Inviter,
+        self, exchange: GradientExchange, transport: Transport, keeper: Keeper, catch_up: CatchUp
     ) -> NoReturn:
         """Everything that comes of the rounds."""
-        transport = self._require(self._transport)
         while True:
             outcome = await exchange.outcomes.get()
             match outcome:
                 case Committed():
-                    state = outcome.state
-                    server.add(state, outcome.certified.record)
-                    traffic = transport.traffic()
-                    reporter.put(
-                        RoundReport(
-                            outcome.certified.link,
-                            state,
-                            outcome.contributed,
-                            self._samples if outcome.contributed else 0,
-                            traffic,
-                            self._epsilon,
-                        )
-                    )
-                    members.seen(outcome.certified.link)
-                    self._stop_at_end(state.round)
-                    inviter.write(state, time.monotonic())
+                    keeper.tell(outcome, transport.traffic(), Spent(self._samples, self._epsilon))
+                    self._stop_at_end(outcome.state.round)
                     self._round_began.set()
-                case Discarded():
-                    self._sink.emit("discarded", round=outcome.round, attempt=outcome.attempt, reason=outcome.reason)
-                case Rejected():
-                    self._sink.emit(
-                        "rejected", clause=outcome.clause, peer=outcome.peer.text, round=exchange.machine.round
-                    )
-                case Waiting():
-                    self._sink.emit("waiting", round=exchange.machine.round, reason=outcome.reason)
+                case Adopted():
+                    tell_outcome(self._sink, outcome, outcome.state.round)
+                    keeper.tell_adopted(outcome, transport.traffic(), Spent(0, self._epsilon))
+                    self._stop_at_end(outcome.state.round)
+                    self._round_began.set()
                 case Behind():
-                    if self._syncing is None or self._syncing.done():
-                        self._syncing = self._spawn(self._resync(run, exchange, server, reporter, outcome.peers))
+                    self._spawn(self._look(catch_up, outcome.peers))
                 case Halt():
                     self._failure = ArithmeticMismatch(outcome.reason)
                     self._stopping.request(outcome.reason)
+                case _:
+                    tell_outcome(self._sink, outcome, exchange.machine.round)
 
-    async def _resync(
-        self,
-        run: Run,
-        exchange: GradientExchange,
-        server: SyncServer,
-        reporter: Reporter,
-        peers: tuple[PeerId, ...],
-    ) -> None:
-        """The others are further than we can follow round by round: fetch a newer state."""
-        transport, link = self._require(self._transport), exchange.machine.link
-        self._notice(f"behind the others after round {link.round}: fetching the newer state")
-        # Several are asked, not only who says that it is ahead: one could lead us onto a branch of its own.
-        others = [*peers, *link.roster.members, *await transport.peers()]
-        asked = [peer for peer in dict.fromkeys(others) if peer != self._identity.peer_id]
+    async def _look(self, catch_up: CatchUp, peers: tuple[PeerId, ...]) -> None:
         try:
-            synced = await SyncClient(transport, self._debug).follow(link, run.manifest, exchange.rules.values, asked)
+            await catch_up.look(peers)
         except NetworkError as error:
-            self._notice(f"could not catch up yet: {error}")
-            return
-        if not exchange.running or synced.link.round <= exchange.machine.state.round:
-            return
-        if synced.links[0].provisional and not exchange.provisional_allowed():
-            self._notice("others went on provisionally, sooner than this node's clock allows: not following yet")
-            return
-        for skipped, raw in zip(synced.links, synced.records, strict=True):
-            self._require(self._log).append(skipped.round, raw)
-            if skipped.round < synced.link.round:
-                reporter.put(RoundReport(skipped, None, False, 0, transport.traffic(), self._epsilon))
-        server.add(synced.state, None)
-        exchange.adopt(synced.state, synced.link)
-        reporter.put(RoundReport(synced.link, synced.state, False, 0, transport.traffic(), self._epsilon))
-        self._stop_at_end(synced.state.round)
-        self._round_began.set()
+            self._notice(f"others are ahead, or on another branch, and can't be followed yet: {error}")
 
     def _end(self, round_number: int) -> str:
         """Why the node leaves after this round; "" if it stays."""
@@ -371,23 +319,6 @@ class Node:
             await save(self._sink, run, worker, state, await reporter.measure(state), self._epsilon)
 
     # telling
-
-    def _tell_started(self, run: Run, transport: Transport, invite: Invite) -> None:
-        manifest, privacy = run.manifest, run.manifest.privacy
-        self._sink.emit(
-            "started",
-            peer_id=self._identity.peer_id.text,
-            run_id=manifest.run_id,
-            run=manifest.name,
-            task=manifest.task.name,
-            invite=invite.text,
-            addresses=list(transport.addresses()),
-            home=str(self._home.path),
-            privacy=privacy.mode,
-            epsilon_budget=privacy.epsilon if privacy.mode != "none" else None,
-            delta=privacy.delta if privacy.mode != "none" else None,
-            target_rounds=manifest.training.target_rounds or None,
-        )
 
     def _notice(self, text: str) -> None:
         self._sink.emit("notice", text=text)

@@ -22,6 +22,8 @@ PUBLISH_SECONDS: Final = 30.0
 LIFETIME_SECONDS: Final = 120.0
 MAX_ADDRESSES: Final = 8
 REMEMBERED: Final = 16
+MISSES: Final = 20  # times in a row that a peer can't be reached before it is forgotten
+TRIED_AT_ONCE: Final = 8  # of those
 MEMBERS: Final = "members"
 COMMITS: Final = "commits"
 
@@ -35,6 +37,7 @@ class Members:
         self._run = run_digest.hex()
         self._sink = sink
         self._known: dict[PeerId, tuple[str, ...]] = {}
+        self._misses: dict[PeerId, int] = {}
         self._contributors: frozenset[PeerId] = frozenset()
         transport.on_peer_gone(self._on_gone)
 
@@ -67,6 +70,7 @@ class Members:
 
     async def _meet(self) -> None:
         connected = set(await self._transport.peers())
+        listed = set()
         for peer, record in (await self._transport.fetch(MEMBERS)).items():
             if peer == self._transport.peer_id:
                 continue
@@ -76,9 +80,24 @@ class Members:
                 continue
             addresses = tuple(a for a in member.addresses[:MAX_ADDRESSES] if a.endswith(f"/p2p/{peer.text}"))
             self._known[peer] = addresses
+            listed.add(peer)
             if addresses and peer not in connected:
                 await self._transport.connect(addresses)
+        await self._meet_again(connected | listed)
         self._remember()
+
+    async def _meet_again(self, met: set[PeerId]) -> None:
+        """Those whom the DHT does not list any more: after a split of the network, it is the other half."""
+        for peer in met & self._misses.keys():
+            del self._misses[peer]
+        lost = [peer for peer, addresses in self._known.items() if peer not in met and addresses]
+        for peer in sorted(lost, key=lambda peer: self._misses.get(peer, 0))[:TRIED_AT_ONCE]:
+            if await self._transport.connect(self._known[peer]):
+                self._misses.pop(peer, None)
+            elif self._misses.setdefault(peer, 0) >= MISSES:
+                del self._known[peer], self._misses[peer]
+            else:
+                self._misses[peer] += 1
 
     def _remember(self) -> None:
         try:

@@ -235,15 +235,3 @@ def decode_record(raw: bytes) -> ChainRecord:
         return ChainRecord.FromString(raw)
     except DecodeError:
         raise reject("record-form") from None
-
-
-def prefer(ours: Link, theirs: Link) -> bool:
-    """The fork choice at the first round that differs: whether `theirs` is to be followed instead of `ours`.
-
-    Certified before provisional; then more voters of the common parent's roster; then the lower digest.
-    """
-
-    def rank(link: Link) -> tuple[bool, int, bytes]:
-        return link.provisional, -link.electorate_votes, link.digest
-
-    return rank(theirs) < rank(ours)

@@ -154,6 +154,8 @@ def _enter(c: Context, attempt: int, now: float) -> None:
     r.attempt = r.promised = attempt
     r.entered_at, r.quorum_at, r.resend_at = now, None, now + RESEND_SECONDS
     promise = PromiseRecord(round=r.base.round, parent=r.base.parent, attempt=attempt)
+    for (number, parent), promised in c.left.items():
+        promise.left.add(round=number, parent=parent, attempt=promised)
     c.tell(Persist("promise", promise.SerializeToString()))
     key = X25519PrivateKey.from_private_bytes(c.random(32)).public_key()
     entry = RoundEntry(

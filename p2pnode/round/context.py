@@ -20,6 +20,7 @@ from p2pnode.round.rules import Rules
 
 KEPT_RECORDS: Final = 16  # rounds whose certificate we answer with
 KEPT_OUTPUTS: Final = 2  # rounds whose outputs we hand out
+KEPT_LEFT: Final = 16  # promises on branches that we left
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class Context:
     answers: Answers = field(default_factory=Answers)
     asked: dict[PeerId | None, float] = field(default_factory=dict)  # by account: not asked again before then
     next_behind: float = 0.0
+    doubts: dict[PeerId | None, tuple[float, float]] = field(default_factory=dict)  # by account: not before; seconds
+    left: dict[tuple[int, bytes], int] = field(default_factory=dict)  # promises by (round, parent), on other branches
     changed: bool = False  # something was done: look again what can be done
     replay: bool = False  # frames that were kept may be of use now
     waiting: str = ""
@@ -67,6 +70,9 @@ class Context:
         # A node that restarted some rounds behind comes only now to the round that it has promises and votes in.
         if not self.round.restore(self.durable):
             self.durable = Durable()
+        base = self.round.base
+        if not self.durable.tells_of(base):
+            self.round.come_back(self.left.get((base.round, base.parent), -1))
         self.early.take()
         for sender, data in self.future.take():
             self.early.add(self.account(sender), sender, data)
@@ -76,6 +82,13 @@ class Context:
         self.vain &= near
         self.waiting = ""
         self.changed = self.replay = True
+
+    def leave_branch(self) -> None:
+        """We go elsewhere, and what we signed in this round will be forgotten: remember that we did."""
+        if self.round.promised >= 0:
+            self.left[self.round.base.round, self.round.base.parent] = self.round.promised
+        while len(self.left) > KEPT_LEFT:
+            del self.left[min(self.left)]
 
     def keep_past(self, number: int, past: Past) -> None:
         """Keep a certified round for those who ask, and let old ones go."""

@@ -23,6 +23,7 @@ from p2pnode.messages import (
     FutureRound,
     Ignored,
     NotYet,
+    OtherBranch,
     StaleRound,
     check_slot,
     reject,
@@ -40,6 +41,9 @@ from p2pnode.round.group_exchange import GroupExchange
 from p2pnode.wire.round_pb2 import Chunk, OutputChunk, Want
 
 BEHIND_SECONDS: Final = 1.0  # between two Behind
+DOUBT_SECONDS: Final = 2.0  # between two looks at one peer's other branch; doubles each time
+DOUBT_MOST_SECONDS: Final = 60.0
+KEPT_DOUBTS: Final = 256
 FUTURE_BEFORE_BEHIND: Final = 2  # certificates of later rounds in answer to requests for ours
 
 M = TypeVar("M", bound=Message)
@@ -58,6 +62,9 @@ def take(c: Context, sender: PeerId, data: bytes, now: float) -> Verdict:
             raise
         except NotYet:
             c.early.add(c.account(sender), sender, data)
+            raise
+        except OtherBranch:
+            _doubt(c, sender, now)
             raise
     except PeerFault as fault:
         c.tell(Rejected(sender, fault.clause, fault.detail))
@@ -182,12 +189,10 @@ def _on_certificate(c: Context, sender: PeerId, payload: bytes, now: float) -> N
         r.future_certificates += 1
         if r.future_certificates >= FUTURE_BEFORE_BEHIND:
             r.future_certificates = 0
-            if now >= c.next_behind:  # anybody can claim a later round: the driver is not sent after each claim
-                c.next_behind = now + BEHIND_SECONDS
-                c.tell(Behind((sender,)))
+            _look_at(c, sender, now)
         raise FutureRound("slot-future")
     if record.header.parent != r.base.parent:
-        raise Ignored("record-fork")
+        raise OtherBranch("record-fork")
     if r.certificate is not None:
         raise Ignored("record-known")
     certified = check_record(record, r.link, c.rules.manifest, c.rules.values)
@@ -199,6 +204,26 @@ def _on_certificate(c: Context, sender: PeerId, payload: bytes, now: float) -> N
     for header in certified.outputs:
         exchange.take_header(header)
     r.certificate, r.next_want = certified, 0.0
+
+
+def _look_at(c: Context, peer: PeerId, now: float) -> None:
+    """Have the driver compare chains. Anybody can claim to be elsewhere: it is not sent after each claim."""
+    if now >= c.next_behind:
+        c.next_behind = now + BEHIND_SECONDS
+        c.tell(Behind((peer,)))
+
+
+def _doubt(c: Context, sender: PeerId, now: float) -> None:
+    """`sender` is on another branch: theirs may be the better one. Looked at, less and less often, on its account."""
+    account = c.account(sender)
+    again, wait = c.doubts.pop(account, (now, DOUBT_SECONDS / 2))
+    if now >= again:
+        wait = min(2 * wait, DOUBT_MOST_SECONDS)
+        again = now + wait
+        _look_at(c, sender, now)
+    c.doubts[account] = (again, wait)
+    while len(c.doubts) > KEPT_DOUBTS:
+        del c.doubts[next(iter(c.doubts))]
 
 
 def _could_do_better(c: Context, certified: Certified, now: float) -> bool:

@@ -48,6 +48,9 @@ class RoundMachine:
         if durable.record:
             self._c.past[state.round] = Past(durable.record, None)
         progress.restore(durable)
+        self._c.left = durable.left()
+        if not durable.tells_of(progress.base):
+            progress.come_back(self._c.left.get((progress.base.round, progress.base.parent), -1))
 
     # what the driver asks
 
@@ -90,10 +93,6 @@ class RoundMachine:
     def gone(self) -> frozenset[PeerId]:
         """Peers that are not waited for."""
         return frozenset(self._c.gone)
-
-    def provisional_allowed(self, now: float) -> bool:
-        """Whether our own clock allows a provisional certificate for this round."""
-        return now >= self._c.round.started + self._c.rules.manifest.roster.provisional_after
 
     def set_bandwidth(self, bytes_a_second: int) -> None:
         """What our entries say of our bandwidth from now on."""
@@ -145,6 +144,7 @@ class RoundMachine:
 
     def adopt(self, state: GlobalState, link: Link, now: float) -> None:
         """Go on from another verified state (after a sync)."""
+        self._c.leave_branch()
         self._c.state = state
         self._c.past.clear()
         self._c.begin(link, now)

@@ -36,6 +36,20 @@ class Durable:
     lock: bytes | None = None
     record: bytes | None = None
 
+    def left(self) -> dict[tuple[int, bytes], int]:
+        """Attempts that were promised, by (round, parent): on branches that were left, and in the round at the end."""
+        if not self.promise:
+            return {}
+        newest = PromiseRecord.FromString(self.promise)
+        return {(int(one.round), one.parent): int(one.attempt) for one in (*newest.left, newest)}
+
+    def tells_of(self, base: SlotBase) -> bool:
+        """Whether the promise, and with it update and lock, are of this very round."""
+        if not self.promise:
+            return False
+        newest = PromiseRecord.FromString(self.promise)
+        return (int(newest.round), newest.parent) == (base.round, base.parent)
+
 
 @dataclass(frozen=True)
 class Lock:
@@ -189,6 +203,17 @@ class Progress:
         # Alone on the roster there is nobody to ask: the round is ours to make again.
         self.barred = last > self.base.round and self.link.roster.members != (self.me,)
         return last >= self.base.round
+
+    def come_back(self, promised: int) -> None:
+        """We were in this very round before, up to the attempt `promised` (-1: we were not), and then on another
+        branch. What we signed is forgotten, so we sign nothing here; alone on the roster, nothing up to that attempt.
+        """
+        if promised < 0:
+            return
+        if self.link.roster.members == (self.me,):
+            self.promised = self.sealed = max(self.promised, promised)
+        else:
+            self.barred = True
 
     def _restore_lock(self, record: LockRecord) -> None:
         closing = CLOSING.open(record.closing)

@@ -41,6 +41,7 @@ EVENTS: Final[Mapping[str, tuple[str, ...]]] = {
         "attempt",
         "measures",
     ),
+    "resync": ("round", "common", "lost", "state_digest"),
     "discarded": ("round", "attempt", "reason"),
     "rejected": ("clause", "peer", "round"),
     "peer": ("peer", "change"),

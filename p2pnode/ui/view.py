@@ -113,6 +113,9 @@ class RunView:
         self._spent(fields)
         self._do(f"round {fields.get('round')} is certified", now)
 
+    def _on_resync(self, fields: Mapping[str, Any], now: float) -> None:
+        self.notices.append(resync_line(fields))
+
     def _on_discarded(self, fields: Mapping[str, Any], now: float) -> None:
         self.discarded += 1
         self.notices.append(discarded_line(fields))
@@ -152,6 +155,19 @@ def discarded_line(fields: Mapping[str, Any]) -> str:
     attempt = number(fields.get("attempt"))
     which = f"attempt {attempt + 1:.0f} of round" if attempt is not None else "round"
     return f"{which} {fields.get('round')} came to nothing: {clean(fields.get('reason'))}"
+
+
+def resync_line(fields: Mapping[str, Any]) -> str:
+    """A `resync` event in words."""
+    line = f"went over to the others' state of round {fields.get('round')}"
+    lost = int(number(fields.get("lost")) or 0)
+    if lost:
+        line += f": {count(lost, 'round')} of ours since round {fields.get('common')} {_are(lost)} lost"
+    return line
+
+
+def _are(amount: int) -> str:
+    return "is" if amount == 1 else "are"
 
 
 def rejected_line(fields: Mapping[str, Any]) -> str:

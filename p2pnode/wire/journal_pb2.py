@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rjournal.proto\x12\x07p2pnode\"?\n\rPromiseRecord\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06parent\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\"_\n\x0cUpdateRecord\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06parent\x18\x02 \x01(\x0c\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x11\n\tmechanism\x18\x04 \x01(\x0c\x12\x0e\n\x06values\x18\x05 \x01(\x0c\"\x97\x01\n\nLockRecord\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06parent\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x14\n\x0cstate_digest\x18\x04 \x01(\x0c\x12\x10\n\x08proposal\x18\x05 \x01(\x0c\x12\x0f\n\x07\x63losing\x18\x06 \x01(\x0c\x12\x0f\n\x07headers\x18\x07 \x03(\x0c\x12\x0f\n\x07outputs\x18\x08 \x03(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\rjournal.proto\x12\x07p2pnode\"e\n\rPromiseRecord\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06parent\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12$\n\x04left\x18\x04 \x03(\x0b\x32\x16.p2pnode.PromiseRecord\"_\n\x0cUpdateRecord\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06parent\x18\x02 \x01(\x0c\x12\r\n\x05steps\x18\x03 \x01(\r\x12\x11\n\tmechanism\x18\x04 \x01(\x0c\x12\x0e\n\x06values\x18\x05 \x01(\x0c\"\x97\x01\n\nLockRecord\x12\r\n\x05round\x18\x01 \x01(\x04\x12\x0e\n\x06parent\x18\x02 \x01(\x0c\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x14\n\x0cstate_digest\x18\x04 \x01(\x0c\x12\x10\n\x08proposal\x18\x05 \x01(\x0c\x12\x0f\n\x07\x63losing\x18\x06 \x01(\x0c\x12\x0f\n\x07headers\x18\x07 \x03(\x0c\x12\x0f\n\x07outputs\x18\x08 \x03(\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'journal_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_PROMISERECORD']._serialized_start=26
-  _globals['_PROMISERECORD']._serialized_end=89
-  _globals['_UPDATERECORD']._serialized_start=91
-  _globals['_UPDATERECORD']._serialized_end=186
-  _globals['_LOCKRECORD']._serialized_start=189
-  _globals['_LOCKRECORD']._serialized_end=340
+  _globals['_PROMISERECORD']._serialized_end=127
+  _globals['_UPDATERECORD']._serialized_start=129
+  _globals['_UPDATERECORD']._serialized_end=224
+  _globals['_LOCKRECORD']._serialized_start=227
+  _globals['_LOCKRECORD']._serialized_end=378
 # @@protoc_insertion_point(module_scope)

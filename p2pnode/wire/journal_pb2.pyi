@@ -1,20 +1,22 @@
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
-from collections.abc import Iterable as _Iterable
-from typing import ClassVar as _ClassVar, Optional as _Optional
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class PromiseRecord(_message.Message):
-    __slots__ = ("round", "parent", "attempt")
+    __slots__ = ("round", "parent", "attempt", "left")
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PARENT_FIELD_NUMBER: _ClassVar[int]
     ATTEMPT_FIELD_NUMBER: _ClassVar[int]
+    LEFT_FIELD_NUMBER: _ClassVar[int]
     round: int
     parent: bytes
     attempt: int
-    def __init__(self, round: _Optional[int] = ..., parent: _Optional[bytes] = ..., attempt: _Optional[int] = ...) -> None: ...
+    left: _containers.RepeatedCompositeFieldContainer[PromiseRecord]
+    def __init__(self, round: _Optional[int] = ..., parent: _Optional[bytes] = ..., attempt: _Optional[int] = ..., left: _Optional[_Iterable[_Union[PromiseRecord, _Mapping]]] = ...) -> None: ...
 
 class UpdateRecord(_message.Message):
     __slots__ = ("round", "parent", "steps", "mechanism", "values")

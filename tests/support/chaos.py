@@ -18,6 +18,7 @@ from tests.support.cluster import Cluster, Faults, Trap, identities, make_manife
 from tests.support.liar import EquivocatingReducer
 
 RECOVER_SECONDS: Final = 150.0  # of simulated time, for two rounds
+REUNITE_SECONDS: Final = 300.0  # of simulated time, for branches to become one
 PROVISIONAL_AFTER: Final = 15.0
 KINDS: Final = (Kind.ENTRY, Kind.PROPOSAL, Kind.COMMITMENT, Kind.OUTPUT, Kind.OUTPUT_CHUNK, Kind.CLOSING, Kind.VOTE,
                 Kind.CERTIFICATE, Kind.WANT, Kind.CHUNK)  # fmt: skip
@@ -159,6 +160,8 @@ class Chaos:
         """Heal, and see two more rounds certified; a violation "progress" if that takes too much."""
         self.heal()
         cluster = self.cluster
+        if self.provisional:
+            return self._reunite()
         reached = max(cluster.machine(peer).attempt for peer in self.peers)
         started_round, began = cluster.highest_round() + 1, cluster.now
         target = started_round + 1
@@ -179,6 +182,21 @@ class Chaos:
                     found.attempts = max(found.attempts, link.attempt - before)
         if found.attempts > members + 1:
             cluster.witness.accuse("progress", f"{found.attempts} attempts for {members} members")
+        return found
+
+    def _reunite(self) -> Recovery:
+        """Branches that came of provisional rounds become one, and two more rounds are made of it."""
+        cluster, began = self.cluster, self.cluster.now
+        while not cluster.agree() and cluster.now < began + REUNITE_SECONDS:
+            cluster.run(1.0)
+        target = cluster.highest_round() + 2
+        cluster.run(RECOVER_SECONDS, until_round=target)
+        found = Recovery(2, 0, cluster.now - began)
+        if not cluster.agree() or cluster.lowest_round() < target:
+            running = {peer.short: node for peer in self.peers if (node := cluster.nodes[peer]).machine}
+            tips = {name: (node.chain.tip.round, node.chain.tip.digest[:3].hex(), len(node.chain.tip.roster.members))
+                    for name, node in running.items()}  # fmt: skip
+            cluster.witness.accuse("progress", f"not reunited after {found.seconds:.0f} s: {tips}")
         return found
 
 
@@ -223,7 +241,7 @@ def play(
         if stop_on_violation and witness.violations:
             break
     recovery = Recovery()
-    if not mutant and not provisional:
+    if not mutant:
         recovery = chaos.recover()
     if chaos.liar is not None:
         chaos.done["lie"] = chaos.liar.lies

@@ -27,6 +27,7 @@ from p2pnode.manifest import (
     RunManifest,
     TaskSection,
 )
+from p2pnode.replica.branches import better, credible
 from p2pnode.replica.chain import Certified, Link
 from p2pnode.replica.roster import Roster, RosterEntry
 from p2pnode.replica.state import NO_PARENT, GlobalState
@@ -40,6 +41,7 @@ from p2pnode.wire.round_pb2 import Mechanism
 from tests.support.witness import Witness
 
 VALUES = 512
+WATCH_SECONDS = 5.0  # as node/catching_up.py
 
 
 def identities(count: int) -> list[PeerIdentity]:
@@ -101,6 +103,40 @@ class Trap:
 
 
 @dataclass
+class SimChain:
+    """A node's `branches.Chain`, from genesis on, and when each link was certified there."""
+
+    links: list[Link]
+    times: list[float]
+
+    @property
+    def first(self) -> int:
+        return self.links[0].round
+
+    @property
+    def tip(self) -> Link:
+        return self.links[-1]
+
+    def digest_at(self, round_number: int) -> bytes | None:
+        return self.links[round_number].digest if round_number < len(self.links) else None
+
+    def link_at(self, round_number: int) -> Link:
+        return self.links[round_number]
+
+    def back_to(self, round_number: int) -> None:
+        del self.links[round_number + 1 :], self.times[round_number + 1 :]
+
+    def append(self, link: Link, now: float) -> None:
+        self.links.append(link)
+        self.times.append(now)
+
+    def common(self, other: SimChain) -> int:
+        """The last round that both have in common."""
+        pairs = zip(self.links, other.links, strict=False)
+        return sum(1 for _ in itertools.takewhile(lambda pair: pair[0].digest == pair[1].digest, pairs)) - 1
+
+
+@dataclass
 class SimNode:
     """One machine and its disk."""
 
@@ -112,6 +148,8 @@ class SimNode:
     discarded: list[Discarded] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     behind: int = 0
+    lost: int = 0  # rounds, by going over to better branches
+    chain: SimChain = field(default_factory=lambda: SimChain([], []))
     halted: str = ""
     training_until: float | None = None
     slow: float = 0.0  # seconds of local work on top
@@ -141,6 +179,9 @@ class Cluster:
         roster = full_roster(key.peer_id for key in keys[: founders or count])
         self.genesis = genesis(self.manifest, roster, VALUES)
         self.nodes = {key.peer_id: SimNode(key, None) for key in keys}
+        for node in self.nodes.values():
+            node.chain = SimChain([Link.of(self.genesis)], [0.0])
+        self._next_watch = WATCH_SECONDS
         self.certificates: dict[int, set[bytes]] = {}
         self._queue: list[tuple[float, int, PeerId, PeerId, bytes]] = []
         self._ticket = itertools.count()
@@ -236,6 +277,7 @@ class Cluster:
         older = node.committed[-1 - rounds] if len(node.committed) > rounds else None
         node.state = self.witness.state(older.link.digest) if older is not None else None
         node.disk.pop("record", None)
+        node.chain.back_to(node.state.round if node.state is not None else 0)
         if older is not None:
             node.disk["record"] = older.record
 
@@ -257,6 +299,10 @@ class Cluster:
             self.crash(peer)
 
     def _tick(self) -> None:
+        if self.now >= self._next_watch:
+            self._next_watch = self.now + WATCH_SECONDS
+            for peer in self.nodes:
+                self._watch(peer)
         for peer, node in self.nodes.items():
             machine = node.machine
             if machine is None:
@@ -312,6 +358,7 @@ class Cluster:
         elif isinstance(effect, Committed):
             node.state = effect.state
             node.committed.append(effect.certified)
+            node.chain.append(effect.certified.link, self.now)
             node.disk["record"] = effect.certified.record
             node.training_until = None
             self.certificates.setdefault(effect.state.round, set()).add(effect.state.digest)
@@ -322,23 +369,59 @@ class Cluster:
             node.rejected.append(effect)
         elif isinstance(effect, Behind):
             node.behind += 1
-            self._sync(peer)
+            self._look(peer, self._reachable(peer))
         elif isinstance(effect, Halt):
             node.halted = effect.reason
             self.witness.accuse("halt", f"{peer.short}: {effect.reason}")
 
-    def _sync(self, peer: PeerId) -> None:
-        """What the driver does for a node that is behind: adopt a verified state."""
+    def _reachable(self, peer: PeerId) -> list[PeerId]:
+        sides = self.faults.sides
+        running = [other for other, node in self.nodes.items() if node.machine is not None and other != peer]
+        return [other for other in running if sides.get(other, 0) == sides.get(peer, 0)]
+
+    def _watch(self, peer: PeerId) -> None:
+        """What node/catching_up.py does now and then: look at a peer that takes no part in our rounds."""
         node = self.nodes[peer]
-        ahead = [n.state for n in self.nodes.values() if n.machine is not None and n.state is not None]
-        best = max(ahead, key=lambda state: state.round, default=None)
-        node.disk.pop("record", None)
-        if best is not None and node.machine is not None and best.round >= node.machine.round:
-            node.state = best
+        if node.machine is None:
+            return
+        inside = {*node.chain.tip.contributors, *node.chain.tip.roster.members}
+        outside = [other for other in self._reachable(peer) if other not in inside]
+        if outside:
+            self._look(peer, [self.random.choice(outside)])
+
+    def _look(self, peer: PeerId, others: Iterable[PeerId]) -> None:
+        """What the driver does for a node that is behind, or on another branch: go over to a better chain."""
+        node = self.nodes[peer]
+        adopted = False
+        for other in others:
+            chain = self.nodes[other].chain
+            common = node.chain.common(chain)
+            theirs = chain.links[common + 1 :]
+            waited = self.now - node.chain.times[common]
+            if not better(node.chain, common, theirs):
+                continue
+            if not credible(theirs, waited, self.manifest.roster.provisional_after):
+                continue
+            node.lost += node.chain.tip.round - common
+            node.chain.back_to(common)
+            for link in theirs:
+                node.chain.append(link, self.now)
+            adopted = True
+        state = self.witness.state(node.chain.tip.digest)
+        if adopted and state is not None and node.machine is not None:
+            node.disk.pop("record", None)
+            node.state = state
             node.training_until = None
             with self._watched(peer):
-                node.machine.adopt(best, Link.of(best), self.now)
+                node.machine.adopt(state, node.chain.tip, self.now)
             self._carry_out(peer)
+
+    def agree(self) -> bool:
+        """Whether the chains of all running nodes are one, some longer than others."""
+        chains = [node.chain for node in self.nodes.values() if node.machine is not None]
+        return all(
+            one.common(other) == min(one.tip.round, other.tip.round) for one, other in itertools.combinations(chains, 2)
+        )
 
     def post(self, sender: PeerId, to: PeerId, data: bytes) -> None:
         """Put a frame on the wire."""

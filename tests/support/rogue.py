@@ -16,7 +16,7 @@ from p2pnode.round.contribution import Update
 from p2pnode.round.effects import Committed
 from p2pnode.round.frames import Kind
 from p2pnode.round.rules import Rules
-from p2pnode.sync import SyncClient
+from p2pnode.sync import ChainLog, History, SyncClient
 from p2pnode.transport.base import TransportOptions
 from p2pnode.transport.hivemind import HivemindTransport
 from p2pnode.wire.round_pb2 import Mechanism
@@ -64,7 +64,12 @@ class Rogue:
         await self.transport.start()
         client = SyncClient(self.transport)
         self.manifest, _ = await client.manifest(self.invite, self.invite.bootstraps)
-        synced = await client.state(self.invite, self.manifest, self.values, self.invite.bootstraps)
+        peers = self.invite.bootstraps
+        start = await client.checkpoint(self.invite, self.manifest, peers)
+        log = ChainLog(self._folder / "rogue" / "chain.log")
+        history = History(start, log, self.manifest, self.values, 0.0)
+        synced = await client.follow(history, self.manifest, self.values, peers, tip_missing=True)
+        assert synced is not None
         rules = Rules(self.manifest, self.values)
         exchange = self._exchange = GradientExchange(
             rules, self.identity, self.transport, Journal(self._folder / "rogue")

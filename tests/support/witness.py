@@ -20,7 +20,8 @@ from p2pnode.errors import PeerFault
 from p2pnode.identity import PeerId
 from p2pnode.manifest import RunManifest
 from p2pnode.messages import CLOSING, COMMITMENT, ENTRY, OUTPUT, PROPOSAL, VOTE, Ignored, MessageType, SlotBase
-from p2pnode.replica.chain import Certified, Link, check_record, decode_record, prefer
+from p2pnode.replica.branches import prefer
+from p2pnode.replica.chain import Certified, Link, check_record, decode_record
 from p2pnode.replica.outer import outer_step
 from p2pnode.replica.state import GlobalState
 from p2pnode.round.effects import Committed, Outcome, Verdict

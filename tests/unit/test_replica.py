@@ -14,7 +14,8 @@ from p2pnode.identity import PeerId
 from p2pnode.manifest import LimitsSection, OuterSection, RosterSection, RunManifest
 from p2pnode.messages import SlotBase
 from p2pnode.replica import outer as outer_module
-from p2pnode.replica.chain import Link, prefer
+from p2pnode.replica.branches import prefer
+from p2pnode.replica.chain import Link
 from p2pnode.replica.outer import buffers, outer_step, self_test
 from p2pnode.replica.proposal import UNIT_VALUES, convener_of, newcomer_order, partition
 from p2pnode.replica.roster import MAX_ENTRIES, CommittedRound, Roster, RosterEntry, quorum_of, window_of

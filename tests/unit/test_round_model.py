@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from p2pnode.round.frames import Kind
 from tests.support.chaos import KINDS, TRAPS, Chaos, play
@@ -99,7 +99,6 @@ class RoundModel(RuleBasedStateMachine):
         self.chaos.leave(self.chaos.peer(peer), by_entry=by_entry)
         self._then(1.0)
 
-    @precondition(lambda self: not self.provisional)
     @rule()
     def recover(self) -> None:
         self.chaos.recover()
@@ -107,8 +106,7 @@ class RoundModel(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "chaos"):
-            if not self.provisional:
-                self.chaos.recover()
+            self.chaos.recover()
             assert not self.chaos.cluster.witness.violations
 
 
