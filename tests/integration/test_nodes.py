@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -65,6 +67,63 @@ def test_one_of_two_killed_the_other_goes_on_provisionally_and_says_so(tmp_path:
         assert event["voters"] == 1
         following = first.wait_round(event["round"] + 2, seconds=20)
         assert not following["provisional"]
+
+
+def test_a_node_that_was_frozen_comes_back_to_the_others_history(tmp_path: Path) -> None:
+    settings = (*QUICK, "roster.start_with=2", "roster.provisional_after=6", "deadlines.gather=2")
+    with Swarm(tmp_path, settings) as swarm:
+        first, second = swarm.start(), swarm.start()
+        for node in (first, second):
+            node.wait_for("round", seconds=60, where=lambda event: event["voters"] == 2)
+        second.signal(signal.SIGSTOP)
+        event = first.wait_for("round", seconds=40, where=lambda event: event["provisional"])
+        first.wait_round(event["round"] + 3, seconds=20)
+        second.signal(signal.SIGCONT)
+        second.wait_for("notice", seconds=20, where=lambda event: "stopped, or its machine asleep" in event["text"])
+        at = len(second.events)
+        second.wait_for("round", seconds=30, where=lambda event: event["contributed"], after=at)
+        for node in (first, second):
+            node.wait_for("round", seconds=30, where=lambda event: event["voters"] == 2 and event["round"] > at)
+        assert not any(event["lost"] for event in second.of("resync")), "it had no rounds of its own"
+        swarm.assert_one_history()
+
+
+def test_two_that_were_cut_off_from_each_other_become_one_again(tmp_path: Path) -> None:
+    settings = (*QUICK, "roster.start_with=2", "roster.provisional_after=6", "deadlines.gather=2")
+    with Swarm(tmp_path, settings) as swarm:
+        nodes = swarm.start(), swarm.start()
+        for node in nodes:
+            node.wait_for("round", seconds=60, where=lambda event: event["voters"] == 2)
+        daemons = [daemon_of(node) for node in nodes]
+        for pid in daemons:
+            os.kill(pid, signal.SIGSTOP)
+        for node in nodes:
+            node.wait_for("round", seconds=60, where=lambda event: event["provisional"])
+        assert nodes[0].digests() != nodes[1].digests(), "the fault fired: two branches"
+        for pid in daemons:
+            os.kill(pid, signal.SIGCONT)
+        marks = [len(node.events) for node in nodes]
+        deadline = time.monotonic() + 90
+        while not any(event["lost"] for node in nodes for event in node.of("resync")):
+            assert time.monotonic() < deadline, [node.events[-8:] for node in nodes]
+            time.sleep(0.2)
+        for node, mark in zip(nodes, marks, strict=True):
+            node.wait_for("round", seconds=40, where=lambda event: event["voters"] == 2, after=mark)
+        last = {number: digest for number, digest in nodes[0].digests().items() if number in nodes[1].digests()}
+        newest = max(last)
+        assert nodes[1].digests()[newest] == last[newest]
+        losers = [node for node in nodes if any(event["lost"] for event in node.of("resync"))]
+        assert len(losers) == 1, "the fork choice is the same on both sides"
+
+
+def daemon_of(node: NodeProcess) -> int:
+    """The process id of a node's libp2p daemon."""
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            name, rest = stat.read_text().rsplit(")", 1)
+            if name.endswith("(p2pd") and int(rest.split()[1]) == node.process.pid:
+                return int(stat.parent.name)
+    raise AssertionError("no daemon")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

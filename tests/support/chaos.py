@@ -162,7 +162,8 @@ class Chaos:
         cluster = self.cluster
         if self.provisional:
             return self._reunite()
-        reached = max(cluster.machine(peer).attempt for peer in self.peers)
+        rounds = [cluster.machine(peer)._c.round for peer in self.peers]
+        reached = max(max(r.attempt, r.promised) for r in rounds)  # what was promised before a restart counts too
         started_round, began = cluster.highest_round() + 1, cluster.now
         target = started_round + 1
         cluster.run(RECOVER_SECONDS, until_round=target)
