@@ -87,7 +87,14 @@ class OtherBranch(Ignored):
 
 
 class NotYet(Ignored):
-    """What the message needs (a proposal, a commitment, a header) has not come yet: it is kept for a while."""
+    """What the message needs (a proposal, a commitment, a header) has not come yet: it is kept for a while.
+
+    needs: names what it waits for, as `round.progress.Early` is told when that comes.
+    """
+
+    def __init__(self, clause: str, needs: bytes) -> None:
+        super().__init__(clause)
+        self.needs = needs
 
 
 def reject(clause: str, detail: str = "") -> PeerFault:

@@ -213,7 +213,7 @@ def _propose(c: Context, entries: Iterable[PeerId], now: float, *, provisional: 
     )
     proposal = PROPOSAL.seal(c.identity, message)
     group = check_group(proposal, r.base, c.state.roster, c.rules.manifest, c.rules.values)
-    r.groups[proposal.digest] = group
+    r.learn(group)
     r.forget_old(proposal.digest)
     for peer in entries:
         if peer not in group.entries:

@@ -15,7 +15,7 @@ from p2pnode.round.answers import Answers
 from p2pnode.round.effects import Effect, Waiting
 from p2pnode.round.frames import Send
 from p2pnode.round.group_exchange import GroupExchange
-from p2pnode.round.progress import EARLY_BYTES, Durable, Early, Progress, others
+from p2pnode.round.progress import ANYTIME, EARLY_BYTES, Durable, Early, Progress, others
 from p2pnode.round.rules import Rules
 
 KEPT_RECORDS: Final = 16  # rounds whose certificate we answer with
@@ -55,7 +55,6 @@ class Context:
     doubts: dict[PeerId | None, tuple[float, float]] = field(default_factory=dict)  # by account: not before; seconds
     left: dict[tuple[int, bytes], int] = field(default_factory=dict)  # promises by (round, parent), on other branches
     changed: bool = False  # something was done: look again what can be done
-    replay: bool = False  # frames that were kept may be of use now
     waiting: str = ""
     effects: list[Effect] = field(default_factory=list)
 
@@ -73,15 +72,15 @@ class Context:
         base = self.round.base
         if not self.durable.tells_of(base):
             self.round.come_back(self.left.get((base.round, base.parent), -1))
-        self.early.take()
-        for sender, data in self.future.take():
+        self.early.clear()
+        for sender, data in self.future.take({ANYTIME}):
             self.early.add(self.account(sender), sender, data)
         self.asked.clear()
         near = self.state.roster.known | self.hoped
         self.gone &= near
         self.vain &= near
         self.waiting = ""
-        self.changed = self.replay = True
+        self.changed = True
 
     def leave_branch(self) -> None:
         """We go elsewhere, and what we signed in this round will be forgotten: remember that we did."""

@@ -37,7 +37,7 @@ def accept(c: Context, group: Group, now: float) -> None:
             contribution = Contribution(c.rules, group, r.offer)
         except PeerFault as fault:  # a part's bounds depend on where the proposal cuts, so `offer` could not tell
             c.tell(Rejected(c.me, fault.clause, f"our own update: {fault.detail}"))
-            c.changed = c.replay = True
+            c.changed = True
             return
         exchange.contribution = contribution
         exchange.commitment = COMMITMENT.seal(c.identity, contribution.commitment(r.base))
@@ -49,7 +49,6 @@ def accept(c: Context, group: Group, now: float) -> None:
                 row = contribution.row(part, exchange.commitment)
                 c.tell(Send((part.reducer,), row, bulk=True))
     c.changed = True
-    c.replay = True
 
 
 def _may_sign(c: Context, group: Group) -> bool:

@@ -24,6 +24,11 @@ from p2pnode.wire.round_pb2 import Chunk, Closing, Commitment, OutputChunk, Outp
 OUTPUT_SLACK: Final = 1 + 2.0**-10  # of the bound on rows: float16 rounds by at most 2^-11
 
 
+def row_of(group: bytes, contributor: PeerId) -> bytes:
+    """What a chunk needs: the commitment of its sender in its group."""
+    return group + contributor.key
+
+
 class GroupExchange:
     """All that is known of one group's exchange, on one node."""
 
@@ -37,6 +42,7 @@ class GroupExchange:
         self.outputs: dict[int, Output] = {}  # by part
         self.closing: Signed[Closing] | None = None
         self._by_header: dict[bytes, Output] = {}
+        self._miscounted = b""  # digest of a Closing that was found wrong: said once
 
     # rows, on the reducer of a part
 
@@ -61,7 +67,7 @@ class GroupExchange:
             raise Ignored("chunk-late")
         row = self.rows.get(sender)
         if row is None:
-            raise NotYet("chunk-uncommitted")
+            raise NotYet("chunk-uncommitted", row_of(self.group.digest, sender))
         row.take(chunk)
 
     def rows_settled(self, gone: Set[PeerId]) -> bool:
@@ -149,10 +155,11 @@ class GroupExchange:
 
     def closed(self) -> bool:
         """Whether a Closing is here with all its outputs, and counts those that it should. REJECT closing-counted."""
-        if self.closing is None or not self.complete:
+        if self.closing is None or not self.complete or self.closing.digest == self._miscounted:
             return False
         headers = [self.outputs[part.index].header.message for part in self.group.parts]
         if list(self.closing.message.counted) != counted_contributors(headers):
+            self._miscounted = self.closing.digest
             raise reject("closing-counted", "not those accepted in every part")
         return True
 

@@ -37,7 +37,7 @@ from p2pnode.round.deciding import accept
 from p2pnode.round.effects import Behind, Outcome, Rejected, Verdict
 from p2pnode.round.frames import Kind, frame, unframe
 from p2pnode.round.gathering import valid_leave
-from p2pnode.round.group_exchange import GroupExchange
+from p2pnode.round.group_exchange import GroupExchange, row_of
 from p2pnode.wire.round_pb2 import Chunk, OutputChunk, Want
 
 BEHIND_SECONDS: Final = 1.0  # between two Behind
@@ -60,8 +60,8 @@ def take(c: Context, sender: PeerId, data: bytes, now: float) -> Verdict:
                 c.future.add(c.account(sender), sender, data)
             want_certificate_of(c, sender, now)
             raise
-        except NotYet:
-            c.early.add(c.account(sender), sender, data)
+        except NotYet as early:
+            c.early.add(c.account(sender), sender, data, early.needs)
             raise
         except OtherBranch:
             _doubt(c, sender, now)
@@ -84,14 +84,14 @@ def _dispatch(c: Context, sender: PeerId, kind: Kind, payload: bytes, now: float
             commitment = _own(sender, COMMITMENT.open(payload))
             check_slot(commitment.message.slot, c.round.base)
             _exchange(c, commitment.message.group).take_commitment(commitment)
-            c.replay = True
+            c.round.come.add(row_of(commitment.message.group, sender))
         case Kind.CHUNK:
             _on_chunk(c, sender, payload)
         case Kind.OUTPUT:
             header = OUTPUT.open(payload)
             check_slot(header.message.slot, c.round.base)
             _exchange(c, header.message.group).take_header(header)
-            c.replay = True
+            c.round.come.add(header.digest)
         case Kind.OUTPUT_CHUNK:
             _on_output_chunk(c, payload)
         case Kind.CLOSING:
@@ -114,7 +114,7 @@ def _dispatch(c: Context, sender: PeerId, kind: Kind, payload: bytes, now: float
 def _exchange(c: Context, digest: bytes) -> GroupExchange:
     group = c.round.groups.get(digest)
     if group is None or group.base is not None:
-        raise NotYet("group-unknown")
+        raise NotYet("group-unknown", digest)
     return c.round.exchange_for(group)
 
 
@@ -149,7 +149,7 @@ def _on_proposal(c: Context, payload: bytes, now: float) -> None:
     if any(known.attempt == attempt and known.proposal.sender == proposal.sender for known in r.groups.values()):
         raise reject("proposal-equivocation", f"{proposal.sender} signed two for one slot")
     group = check_group(proposal, r.base, c.state.roster, c.rules.manifest, c.rules.values)
-    r.groups[proposal.digest] = group
+    r.learn(group)
     r.forget_old(proposal.digest)
     if group.attempt < r.promised or (r.group is not None and group.attempt <= r.group.attempt):
         raise Ignored("proposal-promised")
@@ -177,7 +177,7 @@ def _on_output_chunk(c: Context, payload: bytes) -> None:
         if exchange.output_for(chunk.header) is not None:
             exchange.take_output_chunk(chunk)
             return
-    raise NotYet("output-chunk-headless")
+    raise NotYet("output-chunk-headless", chunk.header)
 
 
 def _on_certificate(c: Context, sender: PeerId, payload: bytes, now: float) -> None:
@@ -203,6 +203,7 @@ def _on_certificate(c: Context, sender: PeerId, payload: bytes, now: float) -> N
     exchange.take_closing(certified.closing)
     for header in certified.outputs:
         exchange.take_header(header)
+        r.come.add(header.digest)
     r.certificate, r.next_want = certified, 0.0
 
 

@@ -154,11 +154,11 @@ class RoundMachine:
         """Do whatever can be done, until nothing changes any more."""
         c = self._c
         c.changed = True
-        while c.changed or c.replay:
+        while c.changed or c.round.come:
             c.changed = False
-            if c.replay:
-                c.replay = False
-                for sender, data in c.early.take():
+            if c.round.come:
+                come, c.round.come = c.round.come, set()
+                for sender, data in c.early.take(come):
                     take(c, sender, data, now)
             if settle(c, now):
                 continue

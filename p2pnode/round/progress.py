@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Set
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from p2pnode.wire.journal_pb2 import LockRecord, PromiseRecord, UpdateRecord
 from p2pnode.wire.round_pb2 import Mechanism
 
 KEPT_GROUPS: Final = 6
+ANYTIME: Final = b""  # what frames of the next round need: that it begins
 EARLY_FRAMES: Final = 512
 EARLY_BYTES: Final = 2 << 20  # on top of two encoded states; half of it pays for the frames' number
 
@@ -60,6 +62,14 @@ class Lock:
     state_digest: bytes
 
 
+class Waiting(NamedTuple):
+    """A frame that came too early, and what it needs."""
+
+    needs: bytes
+    sender: PeerId
+    data: bytes
+
+
 @dataclass
 class Early:
     """Frames that came before what they need (a proposal, or our own certificate), bounded in number and bytes.
@@ -69,8 +79,9 @@ class Early:
     """
 
     most_bytes: int
-    accounts: dict[PeerId | None, list[tuple[PeerId, bytes]]] = field(default_factory=dict)
+    accounts: dict[PeerId | None, list[Waiting]] = field(default_factory=dict)
     held: dict[PeerId | None, int] = field(default_factory=dict)
+    needs: Counter[bytes] = field(default_factory=Counter)
 
     def __len__(self) -> int:
         return sum(map(len, self.accounts.values()))
@@ -78,23 +89,43 @@ class Early:
     def _cost(self, data: bytes) -> int:
         return len(data) + self.most_bytes // EARLY_FRAMES
 
-    def add(self, account: PeerId | None, sender: PeerId, data: bytes) -> None:
+    def add(self, account: PeerId | None, sender: PeerId, data: bytes, needs: bytes = ANYTIME) -> None:
         """Keep a frame if there is room, or another account holds more than this one then would."""
         cost = self._cost(data)
         while sum(self.held.values()) + cost > self.most_bytes:
             heaviest = max(self.held, key=lambda other: self.held[other], default=account)
             if heaviest == account or self.held[heaviest] <= self.held.get(account, 0) + cost:
                 return
-            self.held[heaviest] -= self._cost(self.accounts[heaviest].pop()[1])
-        self.accounts.setdefault(account, []).append((sender, data))
+            last = self.accounts[heaviest].pop()
+            self._let_go(heaviest, last)
+        self.accounts.setdefault(account, []).append(Waiting(needs, sender, data))
         self.held[account] = self.held.get(account, 0) + cost
+        self.needs[needs] += 1
 
-    def take(self) -> list[tuple[PeerId, bytes]]:
-        """All frames, each sender's in order; none are kept."""
-        frames = [item for items in self.accounts.values() for item in items]
-        self.accounts.clear()
-        self.held.clear()
-        return frames
+    def _let_go(self, account: PeerId | None, frame: Waiting) -> None:
+        self.held[account] -= self._cost(frame.data)
+        self.needs[frame.needs] -= 1
+        if not self.needs[frame.needs]:
+            del self.needs[frame.needs]
+
+    def take(self, come: Set[bytes]) -> list[tuple[PeerId, bytes]]:
+        """The frames whose needs have come, each sender's in order; they are kept no more."""
+        if come.isdisjoint(self.needs):
+            return []
+        ready = []
+        for account, items in self.accounts.items():
+            mine = [item for item in items if item.needs in come]
+            if mine:
+                self.accounts[account] = [item for item in items if item.needs not in come]
+                for item in mine:
+                    self._let_go(account, item)
+                ready += mine
+        return [(item.sender, item.data) for item in ready]
+
+    def clear(self) -> None:
+        """Drop all."""
+        for held in (self.accounts, self.held, self.needs):
+            held.clear()
 
 
 @dataclass
@@ -130,7 +161,13 @@ class Progress:
     wants: int = 0
     output_wants: int = 0
     future_certificates: int = 0
+    come: set[bytes] = field(default_factory=lambda: {ANYTIME})  # what frames may have waited for, since last looked
     lone_jumps: int = 0  # attempts skipped on the word of fewer members than a majority of honest ones needs
+
+    def learn(self, group: Group) -> None:
+        """A group of this round is known now."""
+        self.groups[group.digest] = group
+        self.come.add(group.digest)
 
     def exchange_for(self, group: Group) -> GroupExchange:
         """The exchange that decides `group`'s outcome, made if need be."""
@@ -138,7 +175,8 @@ class Progress:
         known = self.exchanges.get(group.digest)
         if known is None:
             known = self.exchanges[group.digest] = GroupExchange(self.rules, self.base, group, self.me)
-            self.groups.setdefault(group.digest, group)
+            if group.digest not in self.groups:
+                self.learn(group)
         return known
 
     def forget_old(self, newest: bytes) -> None:
