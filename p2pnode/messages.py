@@ -97,6 +97,14 @@ class NotYet(Ignored):
         self.needs = needs
 
 
+class Equivocation(PeerFault):
+    """Two different messages that one peer signed for one slot: each alone may be in order, both together convict."""
+
+    def __init__(self, clause: str, first: Signed[Any], second: Signed[Any]) -> None:
+        super().__init__(clause, f"{first.sender} signed two for one slot")
+        self.first, self.second = first, second
+
+
 def reject(clause: str, detail: str = "") -> PeerFault:
     """The error for a broken rule."""
     return PeerFault(clause, detail)

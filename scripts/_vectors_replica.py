@@ -92,7 +92,15 @@ def partitions() -> Json:
                     {"peer": peer.key.hex(), "bandwidth": bandwidth}
                     for peer, bandwidth in zip(peers, bandwidths, strict=False)
                 ],
-                "parts": [{"reducer": p.reducer.key.hex(), "start": p.start, "stop": p.stop} for p in parts],
+                "parts": [
+                    {
+                        "reducer": p.reducer.key.hex(),
+                        "start": p.start,
+                        "stop": p.stop,
+                        "deputy": p.deputy.key.hex() if p.deputy is not None else "",
+                    }
+                    for p in parts
+                ],
             }
         )
     return {"about": "Reducers ascend by peer.", "cases": made}

@@ -140,14 +140,17 @@ def outputs(book: Book, craft: Craft, stage: Stage) -> None:
     real = OUTPUT.open(payload(stage.frames(Kind.OUTPUT, m, c)[0]))
     group = craft.group(stage.frames(Kind.PROPOSAL, m)[0])
 
-    def show(name: str, clause: str = "", signer: int = c, scene: str = at, rows: Any = None, **fields: Any) -> bytes:
+    def show(
+        name: str, clause: str = "", signer: int = c, scene: str = at, rows: Any = None, ignore: bool = False,
+        **fields: Any,
+    ) -> bytes:  # fmt: skip
         message = OutputHeader.FromString(real.message.SerializeToString())
         for key, value in fields.items():
             getattr(message, key).CopyFrom(value) if hasattr(value, "CopyFrom") else setattr(message, key, value)
         if rows is not None:
             rows(message.accepted)
         data = frame(Kind.OUTPUT, OUTPUT.seal(identity(signer), message).raw)
-        book.case(scene, name, c, data, clause)
+        book.case(scene, name, c, data, clause, ignore=ignore)
         return data
 
     show("a reducer's output header")
@@ -156,7 +159,10 @@ def outputs(book: Book, craft: Craft, stage: Stage) -> None:
     book.case("member-gathered", "a header before its proposal", c, early, "group-unknown", ignore=True)
     show("of another attempt than the group's", "output-attempt", slot=craft.base.at(1))
     show("of a part that there is not", "output-part", part=len(group.parts))
-    show("of another's part", "output-reducer", signer=d)
+    aggregators = group.parts[real.message.part].aggregators
+    outsider, deputy = (d, m) if identity(m).peer_id in aggregators else (m, d)
+    show("of another's part", "output-reducer", signer=outsider)
+    show("by the part's deputy", signer=deputy)
     show("no accepted row", "output-rows", rows=lambda rows: rows.__delitem__(slice(None)))
     show("rows that do not ascend", "output-rows", rows=lambda rows: rows.reverse())
 
@@ -166,7 +172,9 @@ def outputs(book: Book, craft: Craft, stage: Stage) -> None:
     show("a row of one who does not contribute", "output-rows", rows=stranger)
     show("a root of 31 bytes", "output-root", root=FAKE[:31])
     show("a second, different header for one part", "output-equivocation", scene="member-header", root=FAKE)
-    show("a header that the Closing does not name", "output-not-closed", scene="member-voted", root=FAKE)
+    show("two for one part, one of them closed", "output-equivocation", scene="member-voted", root=FAKE)
+    late = "the deputy's, after a Closing that names the reducer's"
+    show(late, "output-not-closed", signer=deputy, scene="member-voted", ignore=True)
     pieces = [OutputChunk.FromString(payload(data)) for data in stage.frames(Kind.OUTPUT_CHUNK, m, c)]
     pieces = [piece for piece in pieces if piece.header == real.digest]
 

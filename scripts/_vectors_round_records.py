@@ -12,7 +12,6 @@ from p2pnode.messages import CLOSING, COMMITMENT, LEAVE, OUTPUT, PROPOSAL, VOTE,
 from p2pnode.replica.chain import Link, assemble
 from p2pnode.replica.outer import outer_step
 from p2pnode.replica.state import GlobalState, state_digest
-from p2pnode.round.aggregation import reduce_part
 from p2pnode.round.contribution import Contribution
 from p2pnode.round.frames import Kind, frame
 from p2pnode.round.group_exchange import GroupExchange
@@ -161,9 +160,12 @@ def provisional_alone(craft: Craft, stage: Stage) -> bytes:
     exchange = GroupExchange(rules, base, group, me.peer_id)
     part = group.parts[0]
     contribution = Contribution(rules, group, vector_update(who, rules.manifest, VALUES))
-    exchange.take_commitment(COMMITMENT.seal(me, contribution.commitment(base)))
-    exchange.rows[me.peer_id].fill(contribution.encoded[0])
-    header, data = reduce_part(rules, part, exchange.complete_rows())
+    reduction = exchange.reductions[part.index]
+    reduction.open_row(COMMITMENT.seal(me, contribution.commitment(base))).fill(contribution.encoded[0])
+    aggregated = reduction.aggregate()
+    if aggregated is None:
+        raise SystemExit("nothing to aggregate")
+    header, data = aggregated
     header.slot.CopyFrom(base.at(0))
     header.group, header.root = group.digest, output_tree(rules, part, data).root
     output = exchange.keep(Output.whole(rules, part, OUTPUT.seal(me, header), data))
@@ -204,8 +206,12 @@ def rest(book: Book, craft: Craft, stage: Stage) -> None:
     own: Json = {"kind": Want.CHUNK, "digest": group.digest, "part": part.index}
     book.case(at, "no request", c, frame(Kind.WANT, b"\xff"), "want-form")
     want("member-listed", "a chunk of the asker's own part", c, **own)
-    want("member-listed", "a chunk of another's part", d, "want-form", **own)
     want("member-listed", "a chunk beyond the last", c, "want-form", index=99, **own)
+    row: Json = {"kind": Want.ROW, "digest": group.digest, "part": part.index}
+    outsider = next(who for who in (d, NEWCOMER) if identity(who).peer_id not in part.aggregators)
+    want("member-listed", "a chunk, for one who does not aggregate its part", outsider, "want-form", **own)
+    want("member-listed", "a row of the asker's own part", c, **row)
+    want("member-listed", "a row, for one who does not aggregate its part", outsider, "want-form", **row)
     want("member-listed", "an output that nobody has", c, "want-unknown", ignore=True, kind=Want.OUTPUT, digest=FAKE)
     want("member-listed", "nothing", c, "want-unknown", ignore=True)
     want("member-certified", "the certificate", d, kind=Want.CERTIFICATE, round=1)

@@ -92,7 +92,7 @@ def check_output(header: Signed[OutputHeader], group: Group, base: SlotBase) -> 
         raise reject("output-group")
     if message.part >= len(group.parts):
         raise reject("output-part")
-    if header.sender != group.parts[message.part].reducer:
+    if header.sender not in group.parts[message.part].aggregators:
         raise reject("output-reducer", f"{header.sender} does not reduce part {message.part}")
     keys = [row.contributor for row in message.accepted]
     if not keys or keys != sorted(set(keys)) or any(len(row.commitment) != 32 for row in message.accepted):

@@ -16,7 +16,7 @@ from p2pnode.identity import KEY_BYTES, PeerId
 from p2pnode.manifest import RunManifest
 from p2pnode.messages import CLOSING, ENTRY, LEAVE, PROPOSAL, SlotBase, check_slot, reject
 from p2pnode.replica.roster import CommittedRound, Roster, quorum_of
-from p2pnode.wire.round_pb2 import Closing, Proposal, RoundEntry
+from p2pnode.wire.round_pb2 import Closing, Part, Proposal, RoundEntry
 
 UNIT_VALUES: Final = 64  # parts start and stop at multiples of this, for blockwise codecs
 MAX_BANDWIDTH: Final = 1 << 40  # bytes a second; also keeps the partition's integers small
@@ -46,12 +46,18 @@ def newcomer_order(base: SlotBase, peer: PeerId) -> bytes:
 
 @dataclass(frozen=True)
 class PartRange:
-    """One reducer's part: values [start, stop)."""
+    """One reducer's part: values [start, stop). deputy: who takes it over if the reducer stalls."""
 
     index: int
     reducer: PeerId
     start: int
     stop: int
+    deputy: PeerId | None = None
+
+    @property
+    def aggregators(self) -> tuple[PeerId, ...]:
+        """Who may sign its output."""
+        return (self.reducer,) if self.deputy is None else (self.reducer, self.deputy)
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -61,7 +67,8 @@ def partition(values: int, bandwidths: dict[PeerId, int]) -> tuple[PartRange, ..
     """Cut `values` into one part for each reducer, in proportion to bandwidth, none over 2/n of the whole.
 
     Integers only. Reducers in ascending order; parts in whole units of UNIT_VALUES (but the last); a reducer that would
-    get none has no part. What the cap cuts off is shared out among the others again, largest remainder first.
+    get none has no part. What the cap cuts off is shared out among the others again, largest remainder first. A part's
+    deputy is the reducer after its own in that order, cyclically, be it one without a part.
     """
     reducers = sorted(bandwidths)
     units = -(-values // UNIT_VALUES)
@@ -82,10 +89,11 @@ def partition(values: int, bandwidths: dict[PeerId, int]) -> tuple[PartRange, ..
         open_ones = [peer for peer in open_ones if share[peer] < cap]
     parts: list[PartRange] = []
     start = 0
-    for peer in reducers:
+    for place, peer in enumerate(reducers):
         stop = min(values, start + share[peer] * UNIT_VALUES)
+        deputy = reducers[(place + 1) % len(reducers)]
         if stop > start:
-            parts.append(PartRange(len(parts), peer, start, stop))
+            parts.append(PartRange(len(parts), peer, start, stop, deputy if deputy != peer else None))
         start = stop
     return tuple(parts)
 
@@ -128,6 +136,10 @@ class Group:
     def part_of(self, peer: PeerId) -> PartRange | None:
         """The part that `peer` reduces."""
         return next((part for part in self.parts if part.reducer == peer), None)
+
+    def deputized_to(self, peer: PeerId) -> PartRange | None:
+        """The part that `peer` takes over if its reducer stalls."""
+        return next((part for part in self.parts if part.deputy == peer), None)
 
     def committed(self, base: SlotBase, closing: Closing) -> CommittedRound:
         """What the round says of peers if `closing`, of this group, is certified."""
@@ -179,12 +191,17 @@ def check_group(
         if len(contributors) < least_contributors(base, manifest):
             raise reject("proposal-contributors", f"only {len(contributors)} contribute")
         parts = partition(values, {peer: int(entries[peer].message.bandwidth) for peer in members})
-        stated = [(part.reducer, int(part.start), int(part.stop)) for part in message.parts]
-        if stated != [(part.reducer.key, part.start, part.stop) for part in parts]:
+        if list(message.parts) != [part_message(part) for part in parts]:
             raise reject("proposal-partition", "not what the entries' bandwidths give")
     return Group(
         proposal, attempt, entries, contributors, parts, electorate, message.provisional, leaving, older, closing
     )
+
+
+def part_message(part: PartRange) -> Part:
+    """As a proposal states it."""
+    deputy = part.deputy.key if part.deputy is not None else b""
+    return Part(reducer=part.reducer.key, start=part.start, stop=part.stop, deputy=deputy)
 
 
 def _check_entries(

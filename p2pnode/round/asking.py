@@ -36,12 +36,13 @@ def want_outputs(c: Context, exchange: GroupExchange, now: float, peers: tuple[P
     """Ask for the outputs that a Closing names and we miss: of `peers`, of voters, of those who hold a lock on it."""
     r = c.round
     if r.next_want == 0.0:
-        r.next_want = now + (GRACE_SECONDS if exchange.contribution or exchange.part else 0.0)
+        r.next_want = now + (GRACE_SECONDS if exchange.contribution or exchange.reductions else 0.0)
     closing = exchange.closing
     holders = set(peers) | set(r.ballot.voted_for(closing.digest) if closing else ())
     holders.update(_holders(c, closing.digest if closing else b""))
     if not holders:
-        holders = {exchange.group.proposal.sender} | {part.reducer for part in exchange.group.parts}
+        aggregators = (peer for part in exchange.group.parts for peer in part.aggregators)
+        holders = {exchange.group.proposal.sender, *aggregators}
     if r.certificate is not None and now >= r.next_want:
         r.output_wants += 1
         if r.output_wants % WANTS_BEFORE_BEHIND == 0:

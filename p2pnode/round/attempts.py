@@ -8,6 +8,7 @@ from typing import Final
 from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from p2pnode.envelope import Signed
 from p2pnode.identity import PeerId
 from p2pnode.messages import ENTRY, MAX_ATTEMPT, PROPOSAL
 from p2pnode.replica.proposal import Group, check_group, convener_of, least_contributors
@@ -25,6 +26,7 @@ from p2pnode.wire.round_pb2 import Relock, RoundEntry, Want
 RESEND_SECONDS: Final = 1.5  # an entry that got no proposal yet is sent again
 JUMP_SECONDS: Final = 0.5  # waited at an attempt before following others to a higher one
 GRACE_SECONDS: Final = 2.0  # given to a convener beyond the gathering deadline
+LOCK_SECONDS: Final = 3.0  # in which the holders of a lock are to show its Closing
 MAX_JUMP: Final = 1024  # attempts skipped at once on the word of a few
 
 
@@ -42,6 +44,9 @@ def gather(c: Context, now: float) -> None:
         if now < deadline and not stuck:
             c.say("for the exchange and the votes")
             return
+        exchange = r.exchange_for(r.group)
+        if exchange.closing is not None and not exchange.complete:
+            r.barren.add(exchange.closing.digest)
         c.tell(Discarded(r.base.round, r.group.attempt, stuck or "no quorum of votes in time"))
         r.attempt = -1
         floor = r.floor()
@@ -134,9 +139,9 @@ def _stuck(c: Context, group: Group) -> str:
     if exchange.closing is None:
         if group.proposal.sender in c.gone:
             return "its convener is gone"
-        gone = [p for p in exchange.group.parts if p.reducer in c.gone]
-        if any(p.index not in exchange.outputs or not exchange.outputs[p.index].complete for p in gone):
-            return "a reducer is gone"
+        gone = [part for part in exchange.group.parts if c.gone.issuperset(part.aggregators)]
+        if not all(exchange.has(part) for part in gone):
+            return "a reducer and its deputy are gone"
     return ""
 
 
@@ -181,15 +186,28 @@ def send_entry(c: Context, peers: Iterable[PeerId]) -> None:
         c.send(peers, [frame(Kind.ENTRY, own.raw)])
 
 
+def _trusted(c: Context) -> dict[PeerId, Signed[RoundEntry]]:
+    """The entries of our attempt, without those whose lock leads nowhere, if the others are a quorum.
+
+    A liar can hold a lock on a Closing that nobody has, or on outputs that it keeps to itself. If the Closing was
+    certified after all, each quorum of entries has an honest lock on it.
+    """
+    entries, roster = c.round.gathering.at(c.round.attempt), c.state.roster
+    rest = {peer: entry for peer, entry in entries.items() if entry.message.lock.closing not in c.round.barren}
+    return rest if sum(peer in roster for peer in rest) >= roster.quorum else entries
+
+
 def _propose(c: Context, entries: Iterable[PeerId], now: float, *, provisional: bool) -> None:
     r = c.round
-    chosen = admit(r.gathering.at(r.attempt), r.base, c.state.roster, c.rules.manifest)
+    chosen = admit(_trusted(c), r.base, c.state.roster, c.rules.manifest)
     relock = None
     locks = [entry.message.lock for entry in chosen if entry.message.HasField("lock")]
     if locks:
         highest = max(locks, key=lambda lock: lock.attempt)
         exchange = r.exchange_closed_by(highest.closing)
         if exchange is None or exchange.closing is None:
+            if now >= r.locks_asked.setdefault(highest.closing, now) + LOCK_SECONDS:
+                r.barren.add(highest.closing)
             holders = [e.sender for e in chosen if e.message.lock.closing == highest.closing]
             ask(c, Want(kind=Want.CLOSING, digest=highest.closing), holders, now)
             return

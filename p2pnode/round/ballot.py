@@ -7,7 +7,7 @@ from typing import Final
 
 from p2pnode.envelope import Signed
 from p2pnode.identity import PeerId
-from p2pnode.messages import Ignored, SlotBase, reject
+from p2pnode.messages import Equivocation, Ignored, SlotBase, reject
 from p2pnode.replica.chain import check_vote
 from p2pnode.replica.proposal import Group
 from p2pnode.replica.roster import Roster
@@ -31,7 +31,7 @@ class Ballot:
         known = votes.get(vote.sender)
         if known is not None:
             if known.digest != vote.digest:
-                raise reject("vote-equivocation", f"{vote.sender} signed two for one slot")
+                raise Equivocation("vote-equivocation", known, vote)
             raise Ignored("vote-known")
         votes[vote.sender] = vote
         kept = sorted(number for number, by_peer in self.by_attempt.items() if vote.sender in by_peer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -12,7 +12,6 @@ import numpy as np
 from p2pnode.codec import FloatVector
 from p2pnode.envelope import Signed
 from p2pnode.errors import PeerFault
-from p2pnode.identity import PeerId
 from p2pnode.messages import SlotBase, check_slot, reject
 from p2pnode.replica.proposal import Group, PartRange
 from p2pnode.replica.tree import Tree, leaf_hash, proves
@@ -216,8 +215,3 @@ def _check_mechanism(mechanism: Mechanism, rules: Rules) -> None:
     enough = mechanism.noise_multiplier >= privacy.noise_multiplier and 0 < mechanism.clip <= privacy.clip
     if not enough or mechanism.sampling_rate > privacy.sampling_rate:
         raise reject("commitment-mechanism", "less private than the manifest asks for")
-
-
-def accepted_rows(rows: dict[PeerId, Row]) -> Sequence[tuple[PeerId, Row]]:
-    """The complete rows, ascending by contributor."""
-    return [(peer, row) for peer, row in sorted(rows.items()) if row.complete]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from p2pnode.errors import PeerFault
@@ -10,7 +12,6 @@ from p2pnode.replica.chain import Certified, assemble
 from p2pnode.replica.outer import outer_step, self_test
 from p2pnode.replica.proposal import Group
 from p2pnode.replica.state import GlobalState
-from p2pnode.round.aggregation import reduce_part
 from p2pnode.round.asking import GRACE_SECONDS, want_certificate, want_outputs
 from p2pnode.round.context import Context, Past
 from p2pnode.round.contribution import Contribution
@@ -19,7 +20,11 @@ from p2pnode.round.frames import Kind, Send, frame
 from p2pnode.round.group_exchange import GroupExchange
 from p2pnode.round.output import Output, output_tree
 from p2pnode.round.progress import Lock, encode_lock
-from p2pnode.wire.round_pb2 import Vote
+from p2pnode.round.reduction import Reduction
+from p2pnode.wire.round_pb2 import Vote, Want
+
+HANDOVER: Final = 0.25  # of the time for outputs that a deputy waits for the reducer's, after the time for rows
+DEPUTY: Final = 0.75  # by when, in the same measure, it aggregates what rows it got
 
 
 def accept(c: Context, group: Group, now: float) -> None:
@@ -40,14 +45,12 @@ def accept(c: Context, group: Group, now: float) -> None:
             c.changed = True
             return
         exchange.contribution = contribution
-        exchange.commitment = COMMITMENT.seal(c.identity, contribution.commitment(r.base))
+        commitment = exchange.commitments[c.me] = COMMITMENT.seal(c.identity, contribution.commitment(r.base))
         for part in group.parts:
             if part.reducer == c.me:
-                exchange.take_commitment(exchange.commitment)
-                exchange.rows[c.me].fill(contribution.encoded[part.index])
+                exchange.reductions[part.index].open_row(commitment).fill(contribution.encoded[part.index])
             else:
-                row = contribution.row(part, exchange.commitment)
-                c.tell(Send((part.reducer,), row, bulk=True))
+                c.tell(Send((part.reducer,), contribution.row(part, commitment), bulk=True))
     c.changed = True
 
 
@@ -61,7 +64,9 @@ def exchange_step(c: Context, group: Group, now: float) -> None:
     r = c.round
     exchange = r.exchange_for(group)
     if group.base is None and _may_sign(c, group):
-        _reduce(c, group, exchange, now)
+        _deputize(c, group, exchange, now)
+        for reduction in exchange.reductions.values():
+            _reduce(c, group, exchange, reduction, now)
         if group.proposal.sender == c.me and exchange.closing is None and exchange.complete:
             closing = CLOSING.seal(c.identity, exchange.closing_message())
             exchange.take_closing(closing)
@@ -78,24 +83,40 @@ def exchange_step(c: Context, group: Group, now: float) -> None:
         want_outputs(c, exchange, now)
 
 
-def _reduce(c: Context, group: Group, exchange: GroupExchange, now: float) -> None:
-    """Sign our part's output once every row is settled, or the time for rows is up."""
-    r = c.round
-    if exchange.part is None or exchange.reduced or c.me not in group.entries:
+def _deputize(c: Context, group: Group, exchange: GroupExchange, now: float) -> None:
+    """Take over the part whose deputy we are, if its reducer is gone, or its output late: ask for its rows."""
+    part = group.deputized_to(c.me)
+    if part is None or part.index in exchange.reductions or exchange.has(part) or exchange.closing is not None:
         return
-    overdue = now >= r.group_at + group.proposal.message.contribute_ms / 1000
-    if not (overdue or exchange.rows_settled(c.gone)):
+    message = group.proposal.message
+    late = now >= c.round.group_at + (message.contribute_ms + message.close_ms * HANDOVER) / 1000
+    if not late and part.reducer not in c.gone:
         return
-    rows = exchange.complete_rows()
-    if not rows:
+    reduction = exchange.take_over(part)
+    if exchange.contribution is not None:
+        reduction.open_row(exchange.commitments[c.me]).fill(exchange.contribution.encoded[part.index])
+    want = Want(kind=Want.ROW, digest=group.digest, part=part.index)
+    c.send(reduction.missing(), [frame(Kind.WANT, want.SerializeToString())])
+    c.changed = True
+
+
+def _reduce(c: Context, group: Group, exchange: GroupExchange, reduction: Reduction, now: float) -> None:
+    """Sign a part's output once every row is settled, or the time for rows is up."""
+    r, part, message = c.round, reduction.part, group.proposal.message
+    if reduction.signed or c.me not in group.entries or exchange.closing is not None:
         return
-    header, data = reduce_part(c.rules, exchange.part, rows)
-    exchange.reduced = True
+    seconds = message.contribute_ms if part.reducer == c.me else message.contribute_ms + message.close_ms * DEPUTY
+    if not (now >= r.group_at + seconds / 1000 or reduction.settled(c.gone)):
+        return
+    aggregated = reduction.aggregate()
+    if aggregated is None:
+        return
+    header, data = aggregated
     header.slot.CopyFrom(r.base.at(group.attempt))
     header.group = group.digest
-    header.root = output_tree(c.rules, exchange.part, data).root
-    output = exchange.keep(Output.whole(c.rules, exchange.part, OUTPUT.seal(c.identity, header), data))
-    exchange.rows.clear()
+    header.root = output_tree(c.rules, part, data).root
+    output = exchange.keep(Output.whole(c.rules, part, OUTPUT.seal(c.identity, header), data))
+    r.come.add(output.header.digest)
     c.changed = True
     c.tell(Send(c.audience(group), output.frames(), bulk=True))
 
@@ -173,7 +194,7 @@ def settle(c: Context, now: float) -> bool:
             state = _shadow(c, exchange)
             if state is None or state.digest != votes[0].message.state_digest:
                 return _halt(c)
-            headers = [exchange.outputs[part.index].header for part in exchange.group.parts]
+            headers = [output.header for output in exchange.outputs()]
             return _commit(c, assemble(r.link, group, closing, headers, votes, state), exchange, now)
         return False
     voters = r.ballot.voters_elsewhere(c.state.roster)
@@ -197,7 +218,7 @@ def _commit(c: Context, certified: Certified, exchange: GroupExchange, now: floa
     voted = [group for group in r.groups.values() if group.attempt == certified.link.attempt]
     if any(group.proposal.sender == c.me for group in voted):
         c.send(r.late - set(certified.group.entries), [frame(Kind.CERTIFICATE, certified.record)])
-    outputs = tuple(bytes(exchange.outputs[part.index].data) for part in exchange.group.parts)
+    outputs = tuple(bytes(output.data) for output in exchange.outputs())
     contributed = c.me in certified.link.contributors
     c.keep_past(r.base.round, Past(certified.record, exchange))
     c.hoped = (set(certified.link.contributors) | r.late) - {c.me}

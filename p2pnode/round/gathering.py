@@ -9,10 +9,10 @@ from typing import Final
 from p2pnode.envelope import Signed
 from p2pnode.identity import PeerId
 from p2pnode.manifest import RunManifest
-from p2pnode.messages import Ignored, SlotBase, reject
-from p2pnode.replica.proposal import newcomer_order, partition
+from p2pnode.messages import Equivocation, Ignored, SlotBase
+from p2pnode.replica.proposal import newcomer_order, part_message, partition
 from p2pnode.replica.roster import Roster
-from p2pnode.wire.round_pb2 import Leave, Part, Proposal, Relock, RoundEntry
+from p2pnode.wire.round_pb2 import Leave, Proposal, Relock, RoundEntry
 
 KEPT_ATTEMPTS: Final = 3  # of one sender
 KEPT_STRANGERS: Final = 4  # times the newcomers that a round admits
@@ -48,7 +48,7 @@ class Gathering:
         known = attempts.get(attempt)
         if known is not None:
             if known.digest != entry.digest:
-                raise reject("entry-equivocation", f"{entry.sender} signed two for one slot")
+                raise Equivocation("entry-equivocation", known, entry)
             return False
         attempts[attempt] = entry
         while len(attempts) > KEPT_ATTEMPTS:
@@ -106,7 +106,7 @@ def make_proposal(
         return proposal
     bandwidths = {entry.sender: int(entry.message.bandwidth) for entry in entries if entry.sender in roster}
     for part in partition(values, bandwidths):
-        proposal.parts.append(Part(reducer=part.reducer.key, start=part.start, stop=part.stop))
+        proposal.parts.append(part_message(part))
     return proposal
 
 

@@ -20,6 +20,7 @@ from p2pnode.messages import (
     OUTPUT,
     PROPOSAL,
     VOTE,
+    Equivocation,
     FutureRound,
     Ignored,
     NotYet,
@@ -37,7 +38,8 @@ from p2pnode.round.deciding import accept
 from p2pnode.round.effects import Behind, Outcome, Rejected, Verdict
 from p2pnode.round.frames import Kind, frame, unframe
 from p2pnode.round.gathering import valid_leave
-from p2pnode.round.group_exchange import GroupExchange, row_of
+from p2pnode.round.group_exchange import GroupExchange
+from p2pnode.round.reduction import row_of
 from p2pnode.wire.round_pb2 import Chunk, OutputChunk, Want
 
 BEHIND_SECONDS: Final = 1.0  # between two Behind
@@ -146,8 +148,9 @@ def _on_proposal(c: Context, payload: bytes, now: float) -> None:
         raise Ignored("proposal-known")
     attempt = check_slot(proposal.message.slot, r.base)
     # Before the hundreds of signatures in it are checked: a convener can make any number of these.
-    if any(known.attempt == attempt and known.proposal.sender == proposal.sender for known in r.groups.values()):
-        raise reject("proposal-equivocation", f"{proposal.sender} signed two for one slot")
+    for known in r.groups.values():
+        if known.attempt == attempt and known.proposal.sender == proposal.sender:
+            raise Equivocation("proposal-equivocation", known.proposal, proposal)
     group = check_group(proposal, r.base, c.state.roster, c.rules.manifest, c.rules.values)
     r.learn(group)
     r.forget_old(proposal.digest)
@@ -165,7 +168,8 @@ def _on_chunk(c: Context, sender: PeerId, payload: bytes) -> None:
     try:
         exchange.take_chunk(sender, chunk)
     except PeerFault as fault:
-        if fault.clause == "chunk-proof" and not exchange.rows[sender].refused:  # it convicts nobody: ask again
+        # A bad chunk convicts nobody: it is asked for again.
+        if fault.clause == "chunk-proof" and not exchange.reductions[chunk.part].rows[sender].refused:
             again = Want(kind=Want.CHUNK, digest=chunk.group, part=chunk.part, index=chunk.index)
             c.send([sender], [frame(Kind.WANT, again.SerializeToString())])
         raise
@@ -246,12 +250,15 @@ def _on_want(c: Context, sender: PeerId, want: Want, now: float) -> None:
     exchanges = list(c.round.exchanges.values())
     exchanges += [past.exchange for past in c.past.values() if past.exchange is not None]
     for exchange in exchanges:
-        if want.kind == Want.CHUNK and want.digest == exchange.group.digest and exchange.contribution is not None:
-            part = next((p for p in exchange.group.parts if p.index == want.part and p.reducer == sender), None)
-            if part is None or want.index >= c.rules.chunks(part):
+        if want.kind in (Want.CHUNK, Want.ROW) and want.digest == exchange.group.digest and exchange.contribution:
+            part = next((p for p in exchange.group.parts if p.index == want.part and sender in p.aggregators), None)
+            if part is None or (want.kind == Want.CHUNK and want.index >= c.rules.chunks(part)):
                 raise reject("want-form", "no such chunk for you")
             _once_in_a_while(c, sender, asked, now)
-            c.send([sender], [exchange.contribution.chunk_frame(part, int(want.index))], bulk=True)
+            if want.kind == Want.CHUNK:
+                c.send([sender], [exchange.contribution.chunk_frame(part, int(want.index))], bulk=True)
+            else:
+                c.send([sender], exchange.contribution.row(part, exchange.commitments[c.me]), bulk=True)
             return
         closing = exchange.closing
         if want.kind == Want.CLOSING and closing is not None and closing.digest == want.digest:

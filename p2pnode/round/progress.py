@@ -156,6 +156,8 @@ class Progress:
     barred: bool = False  # we were further before a restart: what we signed in this round is not on record any more
     lock: Lock | None = None
     certificate: Certified | None = None  # checked, but its outputs are still missing
+    barren: set[bytes] = field(default_factory=set)  # Closings whose outputs could not be had
+    locks_asked: dict[bytes, float] = field(default_factory=dict)  # Closings that we lack, and since when
     late: set[PeerId] = field(default_factory=set)  # entered too late for the group: expected in the next round
     next_want: float = 0.0
     wants: int = 0
@@ -285,7 +287,7 @@ def decode_update(record: UpdateRecord) -> Update:
 
 def encode_lock(base: SlotBase, attempt: int, state_digest: bytes, exchange: GroupExchange) -> bytes:
     """The durable form of a vote for `exchange`'s Closing."""
-    outputs = [exchange.outputs[part.index] for part in exchange.group.parts]
+    outputs = exchange.outputs()
     closing = exchange.closing
     return LockRecord(
         round=base.round,

@@ -213,14 +213,14 @@ class Want(_message.Message):
         PROPOSAL: _ClassVar[Want.Kind]
         CLOSING: _ClassVar[Want.Kind]
         OUTPUT: _ClassVar[Want.Kind]
-        COMMITMENT: _ClassVar[Want.Kind]
+        ROW: _ClassVar[Want.Kind]
         CHUNK: _ClassVar[Want.Kind]
         CERTIFICATE: _ClassVar[Want.Kind]
     NOTHING: Want.Kind
     PROPOSAL: Want.Kind
     CLOSING: Want.Kind
     OUTPUT: Want.Kind
-    COMMITMENT: Want.Kind
+    ROW: Want.Kind
     CHUNK: Want.Kind
     CERTIFICATE: Want.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]

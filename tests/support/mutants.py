@@ -14,7 +14,7 @@ from p2pnode.envelope import Signed
 from p2pnode.identity import PeerId, PeerIdentity
 from p2pnode.messages import ENTRY
 from p2pnode.replica.chain import check_output
-from p2pnode.replica.proposal import Group, check_closing
+from p2pnode.replica.proposal import Group, PartRange, check_closing
 from p2pnode.replica.roster import Roster, quorum_of
 from p2pnode.round import attempts
 from p2pnode.round.ballot import Ballot
@@ -46,6 +46,7 @@ def mutant(name: str) -> Iterator[None]:
             stack.enter_context(patch.object(GroupExchange, "take_header", _take_header))
             stack.enter_context(patch.object(GroupExchange, "missing_outputs", _missing_outputs))
             stack.enter_context(patch.object(GroupExchange, "closed", _closed))
+            stack.enter_context(patch.object(GroupExchange, "chosen", _chosen))
         elif name == "votes":
             stack.enter_context(patch.object(Ballot, "winner", _winner_over_attempts))
         elif name not in ("", "promises"):
@@ -70,14 +71,19 @@ def _take_closing(self: GroupExchange, closing: Signed[Closing]) -> None:
 
 def _take_header(self: GroupExchange, header: Signed[OutputHeader]) -> Output:
     index = check_output(header, self.group, self.base)
-    return self.outputs.get(index) or self.keep(Output(self.rules, self.group.parts[index], header))
+    known = self.outputs_of(self.group.parts[index])
+    return known[0] if known else self.keep(Output(self.rules, self.group.parts[index], header))
 
 
 def _missing_outputs(self: GroupExchange) -> list[bytes]:
     if self.closing is None:
         return []
-    named = enumerate(self.closing.message.outputs)
-    return [digest for index, digest in named if index not in self.outputs or not self.outputs[index].complete]
+    named = zip(self.group.parts, self.closing.message.outputs, strict=True)
+    return [digest for part, digest in named if not self.has(part)]
+
+
+def _chosen(self: GroupExchange, part: PartRange) -> Output | None:
+    return next(iter(self.outputs_of(part)), None)
 
 
 def _closed(self: GroupExchange) -> bool:

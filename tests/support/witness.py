@@ -93,7 +93,8 @@ class Witness:
             self.votes, self.last_voter = self.votes + 1, signed.sender
         # The parent is left out on purpose unless provisional rounds, whose losers change branch, can differ.
         parent = b"" if self.strict else slot.parent
-        key = (message_type.name, signed.sender, int(slot.round), int(slot.attempt), parent)
+        part = int(signed.message.part) if message_type is OUTPUT else 0
+        key = (message_type.name, signed.sender, int(slot.round), int(slot.attempt), part, parent)
         if self._slots.setdefault(key, signed.digest) != signed.digest and signed.sender not in self.liars:
             self.accuse(
                 "equivocation", f"{signed.sender.short}: two of {message_type.name} {slot.round}/{slot.attempt}"

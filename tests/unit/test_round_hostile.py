@@ -253,7 +253,7 @@ def test_a_flood_of_strangers_is_bounded_and_stops_nobody(monkeypatch: pytest.Mo
     cluster.run(60, until_round=2)
     victim = cluster.genesis.roster.members[0]
     machine = cluster.machine(victim)
-    output = next(iter(machine._c.past[machine.state.round].exchange.outputs.values()))  # type: ignore[union-attr]
+    output = machine._c.past[machine.state.round].exchange.outputs()[0]  # type: ignore[union-attr]
     rng, crowd = random.Random(1), strangers(100)
     base, real = machine.base, output.header.digest
     frames = [[junk(base, who, number, rng, real) for number in range(50)] for who in crowd]
@@ -291,7 +291,7 @@ def test_the_same_answer_is_not_given_twice_in_a_moment(stage: Stage) -> None:
     asker, machine = stage.others[0], stage.machine
     exchange = machine._c.past[machine.state.round].exchange
     assert exchange is not None
-    want = Want(kind=Want.OUTPUT, digest=exchange.outputs[0].header.digest)
+    want = Want(kind=Want.OUTPUT, digest=exchange.outputs()[0].header.digest)
     verdicts = [
         machine.receive(asker, frame(Kind.WANT, want.SerializeToString()), stage.cluster.now + 0.01 * i)
         for i in range(300)

@@ -166,7 +166,15 @@ def test_trees() -> None:
 def test_partition(case: dict[str, Any]) -> None:
     bandwidths = {PeerId(bytes.fromhex(item["peer"])): item["bandwidth"] for item in case["reducers"]}
     parts = partition(case["values"], bandwidths)
-    found = [{"reducer": part.reducer.key.hex(), "start": part.start, "stop": part.stop} for part in parts]
+    found = [
+        {
+            "reducer": part.reducer.key.hex(),
+            "start": part.start,
+            "stop": part.stop,
+            "deputy": part.deputy.key.hex() if part.deputy is not None else "",
+        }
+        for part in parts
+    ]
     assert found == case["parts"]
 
 
