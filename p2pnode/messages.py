@@ -42,7 +42,7 @@ class MessageType(Generic[M]):
 
 
 ENTRY: Final = MessageType("round-entry", round_pb2.RoundEntry, 1 * KIB)
-LEAVE: Final = MessageType("leave", round_pb2.Leave, 256)
+LEAVE: Final = MessageType("leave", round_pb2.Leave, 512)
 COMMITMENT: Final = MessageType("commitment", round_pb2.Commitment, 512)
 OUTPUT: Final = MessageType("output", round_pb2.OutputHeader, 6 * KIB)  # 64 rows of 70 bytes
 CLOSING: Final = MessageType("closing", round_pb2.Closing, 4 * KIB)  # 32 outputs, 64 peers of 34 bytes

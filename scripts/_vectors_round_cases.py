@@ -231,14 +231,20 @@ def proposals(book: Book, craft: Craft, stage: Stage) -> None:
     show("a reducer that has no entry", craft.seal_proposal(message, c), "proposal-partition")
     run = craft.base.run
 
-    def leaving(who: int, number: int, of_run: bytes = run) -> bytes:
-        leave = LEAVE.seal(identity(who), Leave(run=of_run, round=number))
-        return craft.proposal(of, leaves=[leave])
+    def leaving(
+        who: int, number: int, of_run: bytes = run, attempt: int = 1000, listed: list[Signed[RoundEntry]] = of
+    ) -> bytes:
+        slot = SlotBase(of_run, number, craft.base.parent).at(attempt)
+        return craft.proposal(listed, leaves=[LEAVE.seal(identity(who), Leave(slot=slot))])
 
-    show("with a member's leave", leaving(m, 0))
-    show("with a leave of another run", leaving(m, 0, FAKE), "proposal-leaves")
+    show("with a member's leave of an earlier round", leaving(m, 0))
+    show("with a member's leave of this round", leaving(m, 1))
+    show("of one member of three, and the leave of another", leaving(d, 1, listed=of[:1]))
+    show("of one member of three, and an older leave", leaving(d, 0, listed=of[:1]), "proposal-quorum")
+    show("with a leave of another run", leaving(m, 1, FAKE), "slot-run")
     show("with a stranger's leave", leaving(STRANGER, 0), "proposal-leaves")
-    show("with a leave of the round that is being made", leaving(m, 1), "proposal-leaves")
+    show("with a leave of one who is listed", leaving(d, 1), "proposal-leaves")
+    show("with a leave that does not reach this attempt", leaving(m, 1, attempt=0), "proposal-leaves")
     alone = craft.proposal(of[:1], provisional=True)
     early = "proposal-provisional-early"
     show("provisional, before this node's clock allows it", alone, early, ignore=True)

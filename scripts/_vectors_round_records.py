@@ -187,14 +187,25 @@ def rest(book: Book, craft: Craft, stage: Stage) -> None:
     c, d, m = craft.setup.order
     at = "member-entered"
 
-    def leave(who: int, number: int, run: bytes = craft.base.run) -> bytes:
-        return frame(Kind.LEAVE, LEAVE.seal(identity(who), Leave(run=run, round=number)).raw)
+    def leave(who: int, number: int, run: bytes = craft.base.run, **fields: Any) -> bytes:
+        base = SlotBase(run, number, craft.base.parent)
+        return frame(Kind.LEAVE, LEAVE.seal(identity(who), Leave(slot=base.at(1000), **fields)).raw)
 
-    book.case(at, "a member's leave", d, leave(d, 0))
-    book.case(at, "a leave that another peer passes on", c, leave(d, 0))
-    book.case(at, "a stranger's leave", STRANGER, leave(STRANGER, 0), "leave-outdated", ignore=True)
-    book.case(at, "a leave of another run", d, leave(d, 0, FAKE), "leave-outdated", ignore=True)
-    book.case(at, "a leave of the round that is being made", d, leave(d, 1), "leave-outdated", ignore=True)
+    book.case(at, "a member's leave of the round that is being made", d, leave(d, 1))
+    book.case(at, "a member's leave of an earlier round", d, leave(d, 0))
+    book.case(at, "a leave that another peer passes on", c, leave(d, 1))
+    known = [step(d, leave(d, 1), 0.2)]
+    book.case(at, "a leave that is here already", d, leave(d, 1), "leave-known", ignore=True, before=known)
+    book.case(at, "a leave older than one that is here", d, leave(d, 0), "leave-outdated", ignore=True, before=known)
+    book.case(at, "a stranger's leave", STRANGER, leave(STRANGER, 1), "leave-outdated", ignore=True)
+    book.case(at, "a leave of another run", d, leave(d, 1, FAKE), "slot-run")
+    book.case(at, "a leave of the next round", d, leave(d, 2), "slot-future", ignore=True)
+    nothing = Leave(slot=craft.base.at(0))
+    book.case(
+        at, "a leave that promises nothing", d, frame(Kind.LEAVE, LEAVE.seal(identity(d), nothing).raw), "leave-form"
+    )
+    late = Lock(attempt=1000, closing=FAKE, state_digest=FAKE)
+    book.case(at, "a leave whose lock is not below it", d, leave(d, 1, lock=late), "leave-form")
 
     def want(scene: str, name: str, sender: int, clause: str = "", *, ignore: bool = False, **fields: Any) -> None:
         book.case(scene, name, sender, frame(Kind.WANT, Want(**fields).SerializeToString()), clause, ignore=ignore)

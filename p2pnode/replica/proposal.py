@@ -5,6 +5,7 @@ Used both by a round in progress and by whoever follows the chain later, so that
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
@@ -14,9 +15,9 @@ from blake3 import blake3
 from p2pnode.envelope import DIGEST_BYTES, Signed
 from p2pnode.identity import KEY_BYTES, PeerId
 from p2pnode.manifest import RunManifest
-from p2pnode.messages import CLOSING, ENTRY, LEAVE, PROPOSAL, SlotBase, check_slot, reject
+from p2pnode.messages import CLOSING, ENTRY, LEAVE, PROPOSAL, Ignored, SlotBase, check_slot, reject
 from p2pnode.replica.roster import CommittedRound, Roster, quorum_of
-from p2pnode.wire.round_pb2 import Closing, Part, Proposal, RoundEntry
+from p2pnode.wire.round_pb2 import Closing, Leave, Lock, Part, Proposal, RoundEntry
 
 UNIT_VALUES: Final = 64  # parts start and stop at multiples of this, for blockwise codecs
 MAX_BANDWIDTH: Final = 1 << 40  # bytes a second; also keeps the partition's integers small
@@ -112,6 +113,7 @@ class Group:
     leaving: tuple[PeerId, ...]
     base: Group | None
     closing: Signed[Closing] | None
+    quorum: int  # votes that certify
 
     @property
     def digest(self) -> bytes:
@@ -122,11 +124,6 @@ class Group:
     def exchange(self) -> Group:
         """The group whose exchange decides the round's outcome: this one, or with a relock the older one."""
         return self.base or self
-
-    @property
-    def quorum(self) -> int:
-        """Votes that certify."""
-        return quorum_of(len(self.electorate))
 
     @cached_property
     def participants(self) -> tuple[PeerId, ...]:
@@ -171,18 +168,21 @@ def check_group(
     if any(ms > round(most * 1000) for ms, most in zip(stated_ms, most_seconds, strict=True)):
         raise reject("proposal-deadlines", "longer than the manifest allows")
     entries = _check_entries(message, base, attempt, roster, manifest)
-    leaving = _check_leaves(message, base, roster, entries)
+    leaves = _check_leaves(message, base, roster, entries, attempt)
+    leaving = {peer for peer, entry in entries.items() if entry.message.leaving} | leaves.keys()
     members = tuple(peer for peer in roster.members if peer in entries)
+    leavers = {peer for peer, leave in leaves.items() if leave.message.slot.round == base.round and peer in roster}
+    electorate, quorum = electorate_of(roster, leavers)
     if message.provisional:
         if not members:
             raise reject("proposal-quorum", "no roster member is listed")
-        electorate = members
-    else:
-        if len(members) < roster.quorum:
-            raise reject("proposal-quorum", f"{len(members)} roster members listed, {roster.quorum} needed")
-        electorate = roster.members
+        electorate, quorum = members, quorum_of(len(members))
+    elif len(members) + len(leavers) < roster.quorum:
+        promised = len(members) + len(leavers)
+        raise reject("proposal-quorum", f"{promised} roster members listed or leaving, {roster.quorum} needed")
     contributors = tuple(peer for peer, entry in sorted(entries.items()) if entry.message.contributes)
-    older, closing = _check_relock(message, base, roster, manifest, values, entries, attempt, nested=nested)
+    locks = [found.lock for found in _promises(entries, leaves) if found.HasField("lock")]
+    older, closing = _check_relock(message, base, roster, manifest, values, locks, attempt, nested=nested)
     if older is not None:
         if message.parts:
             raise reject("proposal-partition", "a relock has no parts of its own")
@@ -194,8 +194,39 @@ def check_group(
         if list(message.parts) != [part_message(part) for part in parts]:
             raise reject("proposal-partition", "not what the entries' bandwidths give")
     return Group(
-        proposal, attempt, entries, contributors, parts, electorate, message.provisional, leaving, older, closing
+        proposal,
+        attempt,
+        entries,
+        contributors,
+        parts,
+        electorate,
+        message.provisional,
+        tuple(sorted(leaving)),
+        older,
+        closing,
+        quorum,
     )
+
+
+def electorate_of(roster: Roster, leavers: Set[PeerId]) -> tuple[tuple[PeerId, ...], int]:
+    """Who votes on a proposal that holds the leaves of `leavers` for this very round, and how many votes certify.
+
+    A leave is a promise like an entry: entries and leaves of a proposal together are a quorum of the roster. Whoever
+    left does not vote; of the others a majority must, and at least so many that any quorum of a later attempt shares
+    one with them (as flexible Paxos has it, arXiv 1608.06696). Too many leavers for that: all are waited for.
+    """
+    staying = tuple(peer for peer in roster.members if peer not in leavers)
+    needed = max(quorum_of(len(staying)), len(roster.members) + 1 - roster.quorum)
+    if not leavers or len(staying) < needed:
+        return roster.members, roster.quorum
+    return staying, needed
+
+
+def _promises(
+    entries: Mapping[PeerId, Signed[RoundEntry]], leaves: Mapping[PeerId, Signed[Leave]]
+) -> list[RoundEntry | Leave]:
+    """What carries locks: entries, and the leaves of this round."""
+    return [*(entry.message for entry in entries.values()), *(leave.message for leave in leaves.values())]
 
 
 def part_message(part: PartRange) -> Part:
@@ -249,24 +280,47 @@ def check_entry(entry: Signed[RoundEntry], roster: Roster, manifest: RunManifest
         raise reject("entry-idle", "only a roster member may enter without contributing")
 
 
+def check_leave(leave: Signed[Leave], base: SlotBase, roster: Roster) -> int:
+    """The attempt below which a leave binds its sender in the round of `base`; 0 if it is of an earlier round.
+
+    REJECT leave-form, and by the slot; IGNORE leave-outdated. One who came back in a later round is not thrown out by a
+    replay.
+    """
+    slot, lock = leave.message.slot, leave.message.lock
+    earlier = slot.round < base.round
+    attempt = check_slot(slot, SlotBase(base.run, int(slot.round), slot.parent) if earlier else base)
+    if attempt < 1:
+        raise reject("leave-form", "promises nothing")
+    if leave.message.HasField("lock") and (
+        len(lock.closing) != DIGEST_BYTES or len(lock.state_digest) != DIGEST_BYTES or lock.attempt >= attempt
+    ):
+        raise reject("leave-form", "a malformed lock")
+    known = roster.entry(leave.sender)
+    if known is None or known.last_seen > slot.round:
+        raise Ignored("leave-outdated")
+    return 0 if earlier else attempt
+
+
 def _check_leaves(
-    message: Proposal, base: SlotBase, roster: Roster, entries: dict[PeerId, Signed[RoundEntry]]
-) -> tuple[PeerId, ...]:
+    message: Proposal, base: SlotBase, roster: Roster, entries: dict[PeerId, Signed[RoundEntry]], attempt: int
+) -> dict[PeerId, Signed[Leave]]:
     if len(message.leaves) > len(roster.entries):
         raise reject("proposal-leaves")
-    leaving = {peer for peer, entry in entries.items() if entry.message.leaving}
+    leaves: dict[PeerId, Signed[Leave]] = {}
     last: PeerId | None = None
     for raw in message.leaves:
         leave = LEAVE.open(raw)
-        if leave.message.run != base.run or (last is not None and leave.sender <= last):
-            raise reject("proposal-leaves")
-        known = roster.entry(leave.sender)
-        # A peer that came back after its leave is not thrown out by a replay of it.
-        if known is None or not known.last_seen <= leave.message.round < base.round:
-            raise reject("proposal-leaves", "of a stranger, or outdated")
-        leaving.add(leave.sender)
+        if last is not None and leave.sender <= last:
+            raise reject("proposal-leaves", "leaves ascend by sender")
+        try:
+            binds = check_leave(leave, base, roster)
+        except Ignored as ignored:
+            raise reject("proposal-leaves", ignored.clause) from None
+        if leave.message.slot.round == base.round and (leave.sender in entries or binds <= attempt):
+            raise reject("proposal-leaves", "of one who is here, or may be")
+        leaves[leave.sender] = leave
         last = leave.sender
-    return tuple(sorted(leaving))
+    return leaves
 
 
 def _check_relock(
@@ -275,13 +329,12 @@ def _check_relock(
     roster: Roster,
     manifest: RunManifest,
     values: int,
-    entries: dict[PeerId, Signed[RoundEntry]],
+    locks: Sequence[Lock],
     attempt: int,
     *,
     nested: bool,
 ) -> tuple[Group | None, Signed[Closing] | None]:
-    """The lock rule: the highest lock among the entries is proposed again, and nothing else is."""
-    locks = [entry.message.lock for entry in entries.values() if entry.message.HasField("lock")]
+    """The lock rule: the highest lock among entries and leaves is proposed again, and nothing else is."""
     if not message.HasField("relock"):
         if locks:
             raise reject("proposal-lock", "entries hold a lock that is not proposed again")

@@ -17,11 +17,10 @@ from p2pnode.round.context import Context
 from p2pnode.round.deciding import accept
 from p2pnode.round.effects import Discarded, Persist
 from p2pnode.round.frames import Kind, frame
-from p2pnode.round.gathering import admit, make_proposal, valid_leave
+from p2pnode.round.gathering import admit, make_proposal
 from p2pnode.round.progress import others
 from p2pnode.wire.journal_pb2 import PromiseRecord
-from p2pnode.wire.round_pb2 import Lock as LockMessage
-from p2pnode.wire.round_pb2 import Relock, RoundEntry, Want
+from p2pnode.wire.round_pb2 import Leave, Relock, RoundEntry, Want
 
 RESEND_SECONDS: Final = 1.5  # an entry that got no proposal yet is sent again
 JUMP_SECONDS: Final = 0.5  # waited at an attempt before following others to a higher one
@@ -60,17 +59,20 @@ def gather(c: Context, now: float) -> None:
     if convener != c.me and convener in c.gone and not c.gone.issuperset(c.state.roster.members):
         _enter(c, _next(c, r.attempt + 1), now)
         return
-    if _jump(c, now):
-        return
     entries = r.gathering.at(r.attempt)
-    members = [peer for peer in c.state.roster.members if peer in entries]
+    leavers = c.leavers(r.attempt).keys()
+    members = [peer for peer in c.state.roster.members if peer in entries or peer in leavers]
     enough = len(members) >= c.state.roster.quorum
     if enough and r.quorum_at is None:
         r.quorum_at = now
+    if _jump(c, now):
+        return
     gather, company_wait = c.rules.manifest.deadlines.gather, c.rules.manifest.roster.company_wait
     provisional_at = max(r.started + c.rules.manifest.roster.provisional_after, r.entered_at + gather)
     if convener == c.me:
-        missing = [peer for peer in c.expected() if peer not in entries]
+        # Whoever is at a higher attempt has promised to sign nothing for this one.
+        expected = c.expected() - leavers - entries.keys()
+        missing = [peer for peer in expected if r.gathering.highest((peer,)) <= r.attempt]
         if len(entries) == 1 and not missing and r.base.round > 1 and now < r.started + company_wait:
             c.say("for company: others join with the invite")
         elif enough and (not missing or now >= (r.quorum_at or now) + gather):
@@ -116,8 +118,8 @@ def _next(c: Context, least: int) -> int:
 def _jump(c: Context, now: float) -> bool:
     """Follow others to a higher attempt; whether we did.
 
-    At once if so many are there that one must be honest. On the word of fewer each time later, up to the time that an
-    attempt needs: a liar that runs ahead for ever leaves the others time to finish one.
+    At once if so many are there that one must be honest. On the word of fewer each time later after a quorum was here,
+    up to the time that an attempt needs: a liar that runs ahead for ever leaves the others time to finish one.
     """
     r = c.round
     supported, highest = _seen(c, _supporters(c)), min(_seen(c), r.attempt + MAX_JUMP)
@@ -126,7 +128,7 @@ def _jump(c: Context, now: float) -> bool:
     if supported > r.attempt and now >= r.entered_at + JUMP_SECONDS:
         _enter(c, supported, now)
         return True
-    if highest > r.attempt and now >= r.entered_at + min(patience, longest):
+    if highest > r.attempt and now >= (r.quorum_at or r.entered_at) + min(patience, longest):
         r.lone_jumps += 1
         _enter(c, highest, now)
         return True
@@ -158,10 +160,7 @@ def _enter(c: Context, attempt: int, now: float) -> None:
         attempt += 1
     r.attempt = r.promised = attempt
     r.entered_at, r.quorum_at, r.resend_at = now, None, now + RESEND_SECONDS
-    promise = PromiseRecord(round=r.base.round, parent=r.base.parent, attempt=attempt)
-    for (number, parent), promised in c.left.items():
-        promise.left.add(round=number, parent=parent, attempt=promised)
-    c.tell(Persist("promise", promise.SerializeToString()))
+    promise(c, attempt)
     key = X25519PrivateKey.from_private_bytes(c.random(32)).public_key()
     entry = RoundEntry(
         slot=r.base.at(attempt),
@@ -172,12 +171,19 @@ def _enter(c: Context, attempt: int, now: float) -> None:
         leaving=c.leaving,
     )
     if r.lock is not None:
-        entry.lock.CopyFrom(
-            LockMessage(attempt=r.lock.attempt, closing=r.lock.closing, state_digest=r.lock.state_digest)
-        )
+        entry.lock.CopyFrom(r.lock.message)
     r.gathering.add(ENTRY.seal(c.identity, entry))
     send_entry(c, roster.members)
     c.changed = True
+
+
+def promise(c: Context, attempt: int) -> None:
+    """Durably: we sign nothing for a lower attempt of this round."""
+    base = c.round.base
+    record = PromiseRecord(round=base.round, parent=base.parent, attempt=attempt)
+    for (number, parent), promised in c.left.items():
+        record.left.add(round=number, parent=parent, attempt=promised)
+    c.tell(Persist("promise", record.SerializeToString()))
 
 
 def send_entry(c: Context, peers: Iterable[PeerId]) -> None:
@@ -197,11 +203,23 @@ def _trusted(c: Context) -> dict[PeerId, Signed[RoundEntry]]:
     return rest if sum(peer in roster for peer in rest) >= roster.quorum else entries
 
 
+def _leaves(c: Context) -> dict[PeerId, Signed[Leave]]:
+    """Whose leaves a proposal of our attempt carries: of earlier rounds, and of members that left in this one, unless
+    their lock leads nowhere."""
+    earlier = {peer: leave for peer, leave in c.leaves.items() if c.leave_binds(leave) == 0}
+    now = {p: e for p, e in c.leavers(c.round.attempt).items() if e.message.lock.closing not in c.round.barren}
+    return earlier | now
+
+
 def _propose(c: Context, entries: Iterable[PeerId], now: float, *, provisional: bool) -> None:
     r = c.round
-    chosen = admit(_trusted(c), r.base, c.state.roster, c.rules.manifest)
+    leaves = _leaves(c)
+    entries_by = _trusted(c)
+    chosen = admit({p: e for p, e in entries_by.items() if p not in leaves}, r.base, c.state.roster, c.rules.manifest)
     relock = None
-    locks = [entry.message.lock for entry in chosen if entry.message.HasField("lock")]
+    promises: list[RoundEntry | Leave] = [entry.message for entry in chosen]
+    promises += [leave.message for leave in leaves.values()]
+    locks = [found.lock for found in promises if found.HasField("lock")]
     if locks:
         highest = max(locks, key=lambda lock: lock.attempt)
         exchange = r.exchange_closed_by(highest.closing)
@@ -217,12 +235,14 @@ def _propose(c: Context, entries: Iterable[PeerId], now: float, *, provisional: 
         if missing > 0:
             c.say(f"for {missing} more contributor{'s' * (missing != 1)}")
             return
-    leaves = [leave for leave in r.gathering.leaves.values() if valid_leave(leave, r.base, c.state.roster)]
+    here = {entry.sender for entry in chosen} | leaves.keys() & c.leavers(r.attempt).keys()
+    if not provisional and len(here.intersection(c.state.roster.members)) < c.state.roster.quorum:
+        return
     message = make_proposal(
         r.base,
         r.attempt,
         chosen,
-        leaves,
+        leaves.values(),
         c.state.roster,
         c.rules.manifest,
         c.rules.values,

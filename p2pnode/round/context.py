@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
+from p2pnode.envelope import Signed
+from p2pnode.errors import PeerFault
 from p2pnode.identity import PeerId, PeerIdentity
-from p2pnode.messages import SlotBase
+from p2pnode.messages import Ignored, SlotBase
 from p2pnode.replica.chain import Link
-from p2pnode.replica.proposal import Group
+from p2pnode.replica.proposal import Group, check_leave
 from p2pnode.replica.state import GlobalState
 from p2pnode.round.answers import Answers
 from p2pnode.round.effects import Effect, Waiting
@@ -17,6 +19,7 @@ from p2pnode.round.frames import Send
 from p2pnode.round.group_exchange import GroupExchange
 from p2pnode.round.progress import ANYTIME, EARLY_BYTES, Durable, Early, Progress, others
 from p2pnode.round.rules import Rules
+from p2pnode.wire.round_pb2 import Leave
 
 KEPT_RECORDS: Final = 16  # rounds whose certificate we answer with
 KEPT_OUTPUTS: Final = 2  # rounds whose outputs we hand out
@@ -53,6 +56,9 @@ class Context:
     asked: dict[PeerId | None, float] = field(default_factory=dict)  # by account: not asked again before then
     next_behind: float = 0.0
     doubts: dict[PeerId | None, tuple[float, float]] = field(default_factory=dict)  # by account: not before; seconds
+    leaves: dict[PeerId, Signed[Leave]] = field(
+        default_factory=dict
+    )  # of this round or earlier ones, not committed yet
     left: dict[tuple[int, bytes], int] = field(default_factory=dict)  # promises by (round, parent), on other branches
     changed: bool = False  # something was done: look again what can be done
     waiting: str = ""
@@ -76,11 +82,27 @@ class Context:
         for sender, data in self.future.take({ANYTIME}):
             self.early.add(self.account(sender), sender, data)
         self.asked.clear()
+        self.leaves = {peer: leave for peer, leave in self.leaves.items() if self.leave_binds(leave) is not None}
         near = self.state.roster.known | self.hoped
         self.gone &= near
         self.vain &= near
         self.waiting = ""
         self.changed = True
+
+    def leave_binds(self, leave: Signed[Leave]) -> int | None:
+        """The attempt below which a leave binds its sender in our round, 0 if it is of an earlier one; None if it is of
+        no use any more."""
+        try:
+            return check_leave(leave, self.round.base, self.state.roster)
+        except (Ignored, PeerFault):
+            return None
+
+    def leavers(self, attempt: int) -> dict[PeerId, Signed[Leave]]:
+        """Members that have promised to take no part in this attempt."""
+        members = self.state.roster.members
+        return {
+            p: leave for p, leave in self.leaves.items() if p in members and (self.leave_binds(leave) or 0) > attempt
+        }
 
     def leave_branch(self) -> None:
         """We go elsewhere, and what we signed in this round will be forgotten: remember that we did."""

@@ -27,7 +27,6 @@ class Gathering:
     """
 
     by_sender: dict[PeerId, dict[int, Signed[RoundEntry]]] = field(default_factory=dict)
-    leaves: dict[PeerId, Signed[Leave]] = field(default_factory=dict)
 
     def make_room(self, peer: PeerId, me: PeerId, base: SlotBase, roster: Roster, manifest: RunManifest) -> None:
         """Before `peer`'s entry is added. IGNORE entry-crowded."""
@@ -108,9 +107,3 @@ def make_proposal(
     for part in partition(values, bandwidths):
         proposal.parts.append(part_message(part))
     return proposal
-
-
-def valid_leave(leave: Signed[Leave], base: SlotBase, roster: Roster) -> bool:
-    """Whether a proposal for this round may carry `leave`."""
-    known = roster.entry(leave.sender)
-    return known is not None and leave.message.run == base.run and known.last_seen <= leave.message.round < base.round

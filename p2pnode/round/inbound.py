@@ -30,17 +30,16 @@ from p2pnode.messages import (
     reject,
 )
 from p2pnode.replica.chain import Certified, check_record, decode_record
-from p2pnode.replica.proposal import check_entry, check_group
+from p2pnode.replica.proposal import check_entry, check_group, check_leave
 from p2pnode.round.asking import want_certificate_of
 from p2pnode.round.attempts import send_entry
 from p2pnode.round.context import Context
 from p2pnode.round.deciding import accept
 from p2pnode.round.effects import Behind, Outcome, Rejected, Verdict
 from p2pnode.round.frames import Kind, frame, unframe
-from p2pnode.round.gathering import valid_leave
 from p2pnode.round.group_exchange import GroupExchange
 from p2pnode.round.reduction import row_of
-from p2pnode.wire.round_pb2 import Chunk, OutputChunk, Want
+from p2pnode.wire.round_pb2 import Chunk, Leave, OutputChunk, Want
 
 BEHIND_SECONDS: Final = 1.0  # between two Behind
 DOUBT_SECONDS: Final = 2.0  # between two looks at one peer's other branch; doubles each time
@@ -58,7 +57,7 @@ def take(c: Context, sender: PeerId, data: bytes, now: float) -> Verdict:
         try:
             _dispatch(c, sender, kind, payload, now)
         except FutureRound:
-            if kind in (Kind.ENTRY, Kind.PROPOSAL):
+            if kind in (Kind.ENTRY, Kind.PROPOSAL, Kind.LEAVE):
                 c.future.add(c.account(sender), sender, data)
             want_certificate_of(c, sender, now)
             raise
@@ -105,12 +104,23 @@ def _dispatch(c: Context, sender: PeerId, kind: Kind, payload: bytes, now: float
         case Kind.CERTIFICATE:
             _on_certificate(c, sender, payload, now)
         case Kind.LEAVE:
-            leave = LEAVE.open(payload)
-            if not valid_leave(leave, c.round.base, c.state.roster):
-                raise Ignored("leave-outdated")
-            c.round.gathering.leaves[leave.sender] = leave
+            _on_leave(c, LEAVE.open(payload))
         case Kind.WANT:
             _on_want(c, sender, _decode(Want, payload, "want-form"), now)
+
+
+def _on_leave(c: Context, leave: Signed[Leave]) -> None:
+    check_leave(leave, c.round.base, c.state.roster)
+    known = c.leaves.get(leave.sender)
+    newer = leave.message.slot
+    if known is not None:
+        if known.digest == leave.digest:
+            raise Ignored("leave-known")
+        older = known.message.slot
+        if (older.round, older.attempt) >= (newer.round, newer.attempt):
+            raise Ignored("leave-outdated")
+    c.leaves[leave.sender] = leave
+    c.gone.add(leave.sender)  # until it is heard of again
 
 
 def _exchange(c: Context, digest: bytes) -> GroupExchange:

@@ -11,12 +11,13 @@ promise.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Final
 
 from p2pnode.identity import PeerId, PeerIdentity
-from p2pnode.messages import LEAVE, SlotBase
+from p2pnode.messages import LEAVE, MAX_ATTEMPT, SlotBase
 from p2pnode.replica.chain import Link
 from p2pnode.replica.state import GlobalState
-from p2pnode.round.attempts import gather
+from p2pnode.round.attempts import gather, promise
 from p2pnode.round.context import Context, Past, first_progress
 from p2pnode.round.contribution import Update
 from p2pnode.round.deciding import accept, exchange_step, settle
@@ -26,6 +27,8 @@ from p2pnode.round.inbound import take
 from p2pnode.round.progress import EARLY_BYTES, Durable, Early, encode_update
 from p2pnode.round.rules import Rules
 from p2pnode.wire.round_pb2 import Leave
+
+LEAVE_STEP: Final = 1000  # attempts of the round that a leave gives up; below MAX_JUMP, so that others can follow
 
 
 class RoundMachine:
@@ -138,9 +141,18 @@ class RoundMachine:
 
     def leave(self) -> None:
         """Say goodbye: roster members put our leave into the next proposal."""
-        c = self._c
-        leave = LEAVE.seal(c.identity, Leave(run=c.state.run, round=c.state.round))
-        c.send(c.state.roster.members, [frame(Kind.LEAVE, leave.raw)])
+        c, r = self._c, self._c.round
+        if r.barred or c.me not in c.state.roster.known or c.state.roster.members == (c.me,):
+            return
+        floor = (max(r.promised, 0) // LEAVE_STEP + 1) * LEAVE_STEP
+        if floor > MAX_ATTEMPT:
+            return
+        leave = Leave(slot=r.base.at(floor))
+        if r.lock is not None:
+            leave.lock.CopyFrom(r.lock.message)
+        r.promised = r.sealed = floor
+        promise(c, floor)
+        c.send(c.state.roster.members, [frame(Kind.LEAVE, LEAVE.seal(c.identity, leave).raw)])
 
     def adopt(self, state: GlobalState, link: Link, now: float) -> None:
         """Go on from another verified state (after a sync)."""

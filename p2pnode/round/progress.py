@@ -21,6 +21,7 @@ from p2pnode.round.group_exchange import GroupExchange
 from p2pnode.round.output import Output
 from p2pnode.round.rules import Rules
 from p2pnode.wire.journal_pb2 import LockRecord, PromiseRecord, UpdateRecord
+from p2pnode.wire.round_pb2 import Lock as LockMessage
 from p2pnode.wire.round_pb2 import Mechanism
 
 KEPT_GROUPS: Final = 6
@@ -60,6 +61,11 @@ class Lock:
     attempt: int
     closing: bytes
     state_digest: bytes
+
+    @property
+    def message(self) -> LockMessage:
+        """As entries and leaves carry it."""
+        return LockMessage(attempt=self.attempt, closing=self.closing, state_digest=self.state_digest)
 
 
 class Waiting(NamedTuple):

@@ -198,12 +198,12 @@ class Vote(_message.Message):
     def __init__(self, slot: _Optional[_Union[Slot, _Mapping]] = ..., closing: _Optional[bytes] = ..., state_digest: _Optional[bytes] = ..., group: _Optional[bytes] = ...) -> None: ...
 
 class Leave(_message.Message):
-    __slots__ = ("run", "round")
-    RUN_FIELD_NUMBER: _ClassVar[int]
-    ROUND_FIELD_NUMBER: _ClassVar[int]
-    run: bytes
-    round: int
-    def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ...) -> None: ...
+    __slots__ = ("slot", "lock")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    LOCK_FIELD_NUMBER: _ClassVar[int]
+    slot: Slot
+    lock: Lock
+    def __init__(self, slot: _Optional[_Union[Slot, _Mapping]] = ..., lock: _Optional[_Union[Lock, _Mapping]] = ...) -> None: ...
 
 class Want(_message.Message):
     __slots__ = ("kind", "digest", "round", "part", "index")

@@ -97,7 +97,8 @@ class Stage:
         self.others = members[1:]
         self.keys = {node.identity.peer_id: node.identity for node in self.cluster.nodes.values()}
         self.frames.append(frame(Kind.WANT, Want(kind=Want.CERTIFICATE, round=1).SerializeToString()))
-        leave = LEAVE.seal(self.keys[members[-1]], LEAVE.message_class(run=self.cluster.genesis.run, round=2))
+        slot = SlotBase(self.cluster.genesis.run, 2, bytes(32)).at(1000)
+        leave = LEAVE.seal(self.keys[members[-1]], LEAVE.message_class(slot=slot))
         self.frames.append(frame(Kind.LEAVE, leave.raw))
 
 
