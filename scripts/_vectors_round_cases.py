@@ -244,7 +244,10 @@ def proposals(book: Book, craft: Craft, stage: Stage) -> None:
     show("with a leave of another run", leaving(m, 1, FAKE), "slot-run")
     show("with a stranger's leave", leaving(STRANGER, 0), "proposal-leaves")
     show("with a leave of one who is listed", leaving(d, 1), "proposal-leaves")
-    show("with a leave that does not reach this attempt", leaving(m, 1, attempt=0), "proposal-leaves")
+    show("with a leave that promises nothing", leaving(m, 1, attempt=0), "leave-form")
+    others = [craft.entry(who, 1) for who in (c, d)]
+    past = LEAVE.seal(identity(m), Leave(slot=craft.base.at(1)))
+    show("with a leave that does not reach its attempt", craft.proposal(others, 1, leaves=[past]), "proposal-leaves", d)
     alone = craft.proposal(of[:1], provisional=True)
     early = "proposal-provisional-early"
     show("provisional, before this node's clock allows it", alone, early, ignore=True)

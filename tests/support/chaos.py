@@ -14,6 +14,7 @@ from typing import Final, Literal
 from p2pnode.identity import PeerId
 from p2pnode.manifest import DeadlinesSection, RosterSection
 from p2pnode.round.frames import Kind
+from p2pnode.round.machine import LEAVE_STEP
 from tests.support.cluster import Cluster, Faults, Trap, identities, make_manifest
 from tests.support.liar import EquivocatingReducer
 
@@ -180,6 +181,8 @@ class Chaos:
                 link = certified.link
                 if started_round <= link.round <= target:
                     before = reached if link.round == started_round else -1
+                    if link.attempt // LEAVE_STEP > max(before, 0) // LEAVE_STEP:  # one who left has come back
+                        before = link.attempt // LEAVE_STEP * LEAVE_STEP - 1
                     found.attempts = max(found.attempts, link.attempt - before)
         if found.attempts > members + 1:
             cluster.witness.accuse("progress", f"{found.attempts} attempts for {members} members")
