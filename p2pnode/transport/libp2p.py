@@ -1,6 +1,6 @@
 """A conversation with libp2p's daemon: connect, list, listen, open streams. Each request has a socket of its own.
 
-Speaks the daemon's protobuf messages without knowing where they come from: `hivemind.py` hands their module in.
+Speaks the daemon's protobuf messages without knowing where they come from: `hivemind.transport` hands their module in.
 """
 
 from __future__ import annotations

@@ -20,7 +20,8 @@ from hivemind.utils.timed_storage import ValueWithExpiration
 from p2pnode.identity import PeerIdentity
 from p2pnode.transport import records
 from p2pnode.transport.base import MAX_SUBKEYS, TransportOptions
-from p2pnode.transport.hivemind import HivemindTransport, _Validator
+from p2pnode.transport.hivemind import HivemindTransport
+from p2pnode.transport.hivemind.dht import Validator
 
 pytestmark = pytest.mark.integration
 
@@ -197,7 +198,7 @@ def test_nobody_chooses_a_place_in_the_dht() -> None:
 def test_why_hivemind_alone_is_not_enough() -> None:
     """The stock protocol with our validator drops the whole dictionary: the reason for narrowing it."""
     stock = DHTProtocol(_initialized_with_create=True)
-    stock.record_validator = _Validator()
+    stock.record_validator = Validator()
     me, them = PeerIdentity.generate(), PeerIdentity.generate()
     assert stock._validate_dictionary(HASHED, dictionary((me.peer_id.key, *sealed(me))))
     mixed = dictionary((me.peer_id.key, *sealed(me)), (them.peer_id.key, b"junk", 4e9))
