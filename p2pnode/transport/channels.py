@@ -251,6 +251,11 @@ class Channels:
         for handler in self._hooks.gone:
             handler(peer)
 
+    def lose_all(self) -> None:
+        """Our own connection to all is lost: everybody with whom we had a channel is gone."""
+        for peer in list(self._known):
+            self._gone(peer)
+
     def _close(self, peer: PeerId, spared: bytes = b"") -> None:
         for key in [key for key in self._outgoing if key[0] == peer]:
             self._outgoing.pop(key).close()

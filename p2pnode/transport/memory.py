@@ -13,8 +13,8 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from p2pnode.errors import FrameTooLarge, IdentityTaken, PeerFault, Unreachable
@@ -22,29 +22,12 @@ from p2pnode.identity import PeerId, PeerIdentity
 from p2pnode.transport import limits
 from p2pnode.transport.base import MAX_FRAME_BYTES, Traffic, TransportOptions
 from p2pnode.transport.core import TransportCore
+from p2pnode.transport.faults import Faults
 from p2pnode.transport.records import RecordStore
 
 _REPLICAS: Final = 5
 
 logger = logging.getLogger("p2pnode.transport")
-
-
-@dataclass(frozen=True)
-class Faults:
-    """What befalls what is sent. delay: seconds, drawn evenly from this range. drop, duplicate: chances, of a frame.
-
-    Real streams never lose or repeat a frame while they last; a round has to bear it all the same. A call that is
-    dropped is never answered.
-    """
-
-    delay: tuple[float, float] = (0.0, 0.0)
-    drop: float = 0.0
-    duplicate: float = 0.0
-
-    def __post_init__(self) -> None:
-        low, high = self.delay
-        if not 0 <= low <= high or not 0 <= self.drop <= 1 or not 0 <= self.duplicate <= 1:
-            raise ValueError(f"faults out of range: {self}")
 
 
 class MemoryNetwork:
@@ -312,6 +295,9 @@ class MemoryTransport(TransportCore):
 
     async def _connected(self) -> set[PeerId]:
         return set(self.links)
+
+    def _acquainted(self) -> Mapping[PeerId, Sequence[str]]:
+        return {}
 
     async def _met(self, peers: Sequence[PeerId]) -> None: ...
 

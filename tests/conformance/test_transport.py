@@ -98,6 +98,7 @@ class Hivemind(Harness):
         return HivemindTransport(identity or PeerIdentity.generate(), run, options)
 
     async def kill(self, node: Any) -> None:
+        node._keeper.cancel()  # a process that dies starts nothing again
         os.kill(node._link.pid, signal.SIGKILL)
 
     async def offer(self, node: Any, to: Any, hashed: bytes, subkey: bytes, raw: bytes, expiration: float) -> bool:

@@ -11,7 +11,8 @@ from p2pnode.identity import PeerId, PeerIdentity
 from p2pnode.transport.addresses import by_peer, order, split
 from p2pnode.transport.base import TransportOptions
 from p2pnode.transport.clock import SwarmClock
-from p2pnode.transport.memory import Faults, MemoryNetwork, MemoryTransport
+from p2pnode.transport.faults import Faults
+from p2pnode.transport.memory import MemoryNetwork, MemoryTransport
 
 RUN = bytes(32)
 SEEDS = [bytes([n]) * 32 for n in range(1, 5)]

@@ -72,6 +72,11 @@ class Control(ControlClient):  # type: ignore[misc]
         finally:
             self._handler_tasks.pop(call_id, None)
 
+    async def add_unary_handler(self, proto: str, handler: Any, balanced: bool = False) -> None:
+        if self.ended:
+            raise P2PDaemonError("the daemon has ended")
+        await super().add_unary_handler(proto, handler, balanced)
+
     async def call_unary_handler(self, peer_id: PeerID, proto: str, data: bytes) -> bytes:
         if self.ended:
             raise P2PDaemonError("the daemon has ended")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from hivemind.dht.node import DHTNode
@@ -27,6 +27,7 @@ from p2pnode.transport.core import TransportCore
 from p2pnode.transport.hivemind.control import BINARY, Control, Rpc, hivemind_log
 from p2pnode.transport.hivemind.dht import Storage, make_node
 from p2pnode.transport.libp2p import DaemonLink
+from p2pnode.transport.revival import Restarts
 from p2pnode.transport.routes import WHERE, Routes
 from p2pnode.transport.searches import Searches
 
@@ -45,6 +46,7 @@ class HivemindTransport(TransportCore):
         self._control: Control | None = None
         self._dht: DHTNode | None = None
         self._addresses: Sequence[str] = ()
+        self._keeper: asyncio.Task[Any] | None = None
         self._searches = Searches()
         self._link = DaemonLink(BINARY, p2pd_pb2, self._prefix)
         self._routes = Routes(self._call_plain, self._link.connected, self._dial)
@@ -60,6 +62,11 @@ class HivemindTransport(TransportCore):
     async def _up(self) -> None:
         await self._link.up(self._identity, self.options, self._channels)
         self._channels.start()
+        await self._begin()
+        self._keeper = self._spawn(self._keep_daemon())
+
+    async def _begin(self) -> None:
+        """Everything over a daemon that has just started."""
         self._control = await Control.connect(self._link.control_path, self._link.listen_path)
         rpc = Rpc(self._control, self._gate, self._unary, self.peer_id)
         self._dht = await make_node(rpc, self._prefix, self._storage)
@@ -68,15 +75,57 @@ class HivemindTransport(TransportCore):
             await self._serve(method)
         await self._look_up_addresses()
 
+    def _end(self) -> None:
+        """The opposite of `_begin`."""
+        if self._control is not None:
+            self._control.end()
+        if self._dht is not None:
+            self._dht.is_alive = False
+        self._dht = None
+
+    async def _keep_daemon(self) -> None:
+        """Start the daemon again whenever it has ended, until that is needed too often."""
+        restarts = Restarts()
+        while True:
+            await asyncio.sleep(limits.DAEMON_LOOK_SECONDS)
+            if self._link.alive and self._control is not None and not self._control.ended:
+                continue
+            self.options.log(f"libp2p's daemon has ended ({self._link.ending}): starting it again")
+            self._end()
+            self._channels.lose_all()
+            if not await self._start_again(restarts):
+                self._link.trouble = (
+                    f"libp2p's daemon was started again {limits.RESTARTS} times within "
+                    f"{limits.RESTART_WINDOW / 60:.0f} minutes and does not stay ({self._link.ending}); "
+                    "see whether this machine is short of memory, then stop this node and start it again"
+                )
+                self.options.log(self._link.trouble)
+                return
+            self.options.log("libp2p's daemon runs again")
+            self._routes.forget_failures()
+            with contextlib.suppress(NetworkError):
+                await self._return()
+
+    async def _start_again(self, restarts: Restarts) -> bool:
+        while (pause := restarts.next(asyncio.get_running_loop().time())) is not None:
+            await asyncio.sleep(pause)
+            try:
+                await self._link.restart(self._identity, self.options)
+                async with asyncio.timeout(limits.RESTART_SECONDS):
+                    await self._begin()
+            except (NetworkError, P2PDaemonError, OSError, EOFError) as error:
+                self._end()
+                self.options.log(f"libp2p's daemon can't be started again yet: {error or 'it does not answer'}")
+            else:
+                return True
+        return False
+
     async def _down(self) -> None:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limits.FLUSH_SECONDS + 1):
                 await self._channels.stop(limits.FLUSH_SECONDS)
         self._channels.abort()
-        if self._control is not None:
-            self._control.end()
-        if self._dht is not None:
-            self._dht.is_alive = False
+        self._end()
         await self._routes.stop()
         await self._searches.settle(_LAST_SECONDS)  # their calls have failed now
         await self._link.down()
@@ -86,6 +135,8 @@ class HivemindTransport(TransportCore):
     async def _look_up_addresses(self) -> None:
         found = [str(Multiaddr(raw)) for raw in await self._link.identify()]
         self._addresses = addresses.order(self.options.announce or found)
+        if not self.options.announce:  # else the daemon tells what is announced, not where it listens
+            self._link.listen = addresses.settled(self.options.listen, found)
 
     async def _listen_for(self, channels: Sequence[str]) -> None:
         await self._link.listen_for(channels, Multiaddr(f"/unix{self._link.listen_path}").to_bytes())
@@ -115,6 +166,9 @@ class HivemindTransport(TransportCore):
             raise Unreachable(f"{peer.short} has an address that can't be used") from None
         await self._link.connect(peer, known)
         self._routes.learn(peer, some)
+
+    def _acquainted(self) -> Mapping[PeerId, Sequence[str]]:
+        return self._routes.known()
 
     async def _connected(self) -> set[PeerId]:
         return await self._link.connected()
@@ -185,11 +239,12 @@ class HivemindTransport(TransportCore):
             self._searches.begin(self._dht.find_nearest_nodes([self._dht.node_id]))
 
     async def _keep_dht(self) -> None:
-        while self._dht is not None:
+        while True:
             await asyncio.sleep(limits.CLOCK_SECONDS)
             self._storage.records.expire(self._clock.now())
-            with contextlib.suppress(NetworkError):
-                await self._searches.result(self._dht.find_nearest_nodes([self._dht.node_id]))
+            if self._dht is not None:
+                with contextlib.suppress(NetworkError):
+                    await self._searches.result(self._dht.find_nearest_nodes([self._dht.node_id]))
 
     async def _put(self, source: bytes, subkey: bytes, raw: bytes, expiration: float) -> bool:
         if self._dht is None:
