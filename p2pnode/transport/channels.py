@@ -15,6 +15,7 @@ from typing import Any
 from p2pnode.errors import FrameTooLarge, NetworkError, PeerFault, Unreachable
 from p2pnode.identity import PeerId
 from p2pnode.transport import limits
+from p2pnode.transport.bandwidth import SendMeter
 from p2pnode.transport.base import MAX_FRAME_BYTES, FrameHandler, PeerGoneHandler, ViolationHandler
 from p2pnode.transport.framing import DONE, PROBE, FrameReader, FrameWriter
 
@@ -74,6 +75,7 @@ class Channels:
         self._last_watch = 0.0
         self.sent = 0  # bytes of frames
         self.received = 0
+        self.meter = SendMeter()
 
     def start(self) -> None:
         """Begin to watch deadlines."""
@@ -129,6 +131,7 @@ class Channels:
             self._instance,
             lambda challenge: self._on_probe(peer, challenge),
             lambda: self._broken(peer),
+            self.meter,
         )
         self._outgoing[peer, channel] = writer
         self._known.add(peer)

@@ -179,21 +179,18 @@ class TransportCore(ABC):
 
     async def _rejoin(self) -> None:
         """Connect again when everybody is lost: the machine slept, or its network went away."""
-        pause, told = limits.ALONE_LOOK_SECONDS, False
+        misses = 0
         while True:
-            await asyncio.sleep(pause)
+            await asyncio.sleep(min(limits.ALONE_LOOK_SECONDS * 2**misses, limits.ALONE_MOST))
             try:
                 alone = not await self._connected() and await self._return() is False
             except NetworkError:
                 continue  # our daemon has ended: whoever starts it again finds the others
-            if alone:
-                pause = min(pause * 2, limits.ALONE_MOST)
-            elif told:
-                self.options.log("connected to the others again")
-            if alone and not told:
+            if alone and misses == 1:
                 self.options.log("nobody of the run can be reached any more: trying on until somebody can")
-            told = alone
-            pause = pause if alone else limits.ALONE_LOOK_SECONDS
+            elif not alone and misses > 1:
+                self.options.log("connected to the others again")
+            misses = min(misses + 1, 10) if alone else 0
 
     async def _return(self) -> bool | None:
         """Connect to those whom we know, and enter the DHT; whether anybody was reached, None if we know nobody."""
@@ -373,6 +370,10 @@ class TransportCore(ABC):
     @abstractmethod
     def traffic(self) -> Traffic:
         """See `base.Transport.traffic`."""
+
+    @abstractmethod
+    def bandwidth(self) -> int:
+        """See `base.Transport.bandwidth`."""
 
 
 def _named(known: Mapping[PeerId, object]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Final
 
 from p2pnode.errors import Unreachable
+from p2pnode.transport.bandwidth import SendMeter
 from p2pnode.transport.base import MAX_FRAME_BYTES
 from p2pnode.transport.limits import CHALLENGE_BYTES, INSTANCE_BYTES, QUEUE_BYTES, READ_AHEAD_BYTES
 
@@ -208,7 +209,12 @@ class FrameWriter:
     """
 
     def __init__(
-        self, sock: socket.socket, instance: bytes, on_probe: Callable[[bytes], None], on_broken: Callable[[], None]
+        self,
+        sock: socket.socket,
+        instance: bytes,
+        on_probe: Callable[[bytes], None],
+        on_broken: Callable[[], None],
+        meter: SendMeter,
     ) -> None:
         self._socket = sock
         self._loop = asyncio.get_running_loop()
@@ -222,6 +228,7 @@ class FrameWriter:
         self._control = b""
         self._on_probe = on_probe
         self._on_broken = on_broken
+        self._meter = meter
         self._done = asyncio.Event()
         self.blocked_since = 0.0  # monotonic time since when the peer has taken nothing; 0: it takes what comes
         self.broken = False
@@ -273,6 +280,7 @@ class FrameWriter:
         except (BlockingIOError, InterruptedError):
             if not self._blocked:
                 self._blocked = True
+                self._meter.wait()
                 self._loop.add_writer(self._socket, self._flush)
             self.blocked_since = self.blocked_since or time.monotonic()
             return
@@ -283,8 +291,12 @@ class FrameWriter:
             if self._queued < QUEUE_BYTES:
                 self._space.set()
         self.blocked_since = 0.0
+        self._unblock()
+
+    def _unblock(self) -> None:
         if self._blocked:
             self._blocked = False
+            self._meter.go()
             self._loop.remove_writer(self._socket)
 
     def _send_batch(self) -> None:
@@ -297,6 +309,7 @@ class FrameWriter:
                 break
         sent = self._socket.sendmsg(batch)
         self._queued -= sent
+        self._meter.sent(sent)
         self.blocked_since = 0.0
         while sent:
             first = self._queue.popleft()
@@ -349,8 +362,7 @@ class FrameWriter:
             return
         self.broken = True
         self._loop.remove_reader(self._socket)
-        if self._blocked:
-            self._loop.remove_writer(self._socket)
+        self._unblock()
         self._socket.close()
         self._queue.clear()
         self._queued = 0

@@ -20,6 +20,7 @@ from typing import Any, Final
 from p2pnode.errors import FrameTooLarge, IdentityTaken, PeerFault, Unreachable
 from p2pnode.identity import PeerId, PeerIdentity
 from p2pnode.transport import limits
+from p2pnode.transport.bandwidth import SendMeter
 from p2pnode.transport.base import MAX_FRAME_BYTES, Traffic, TransportOptions
 from p2pnode.transport.core import TransportCore
 from p2pnode.transport.faults import Faults
@@ -192,6 +193,7 @@ class _Link:
             self._queue.append((self._last, frame))
             self._queued += len(frame)
         if self._pump is None:
+            self._sender.meter.wait()
             self._pump = self._network.spawn(self._run())
 
     def _full(self, frame: bytes) -> bool:
@@ -208,9 +210,11 @@ class _Link:
                     return
                 await self.receiver.deliver(self._sender.peer_id, self._channel, frame, self)
                 self._queued -= len(frame)
+                self._sender.meter.sent(len(frame))
                 self._space.set()
         finally:
             self._pump = None
+            self._sender.meter.go()
 
     async def flush(self) -> None:
         """Wait until everything is handled."""
@@ -238,6 +242,7 @@ class MemoryTransport(TransportCore):
         self._call_chances: dict[PeerId, random.Random] = {}
         self._sent = self._received = 0
         self._dead = asyncio.Event()
+        self.meter = SendMeter()
         self.records = RecordStore()
         self.links: set[PeerId] = set()  # connected
         self.channels: set[PeerId] = set()  # had a channel with us, and are not gone
@@ -384,3 +389,7 @@ class MemoryTransport(TransportCore):
     def traffic(self) -> Traffic:
         """See `base.Transport.traffic`."""
         return Traffic(self._sent + self._called_sent, self._received + self._called_received)
+
+    def bandwidth(self) -> int:
+        """See `base.Transport.bandwidth`."""
+        return self.meter.rate()

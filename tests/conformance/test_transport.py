@@ -274,6 +274,27 @@ def test_a_slow_handler_slows_its_sender(harness: Harness) -> None:
     run(harness, test)
 
 
+def test_bandwidth_is_measured_on_what_is_sent(harness: Harness) -> None:
+    async def test() -> None:
+        a, inbox = await listening(harness)
+        b = await harness.node(a)
+        assert b.bandwidth() == 0, "nothing is known yet"
+        for _ in range(500):
+            await b.send(a.peer_id, "x", bytes(20))
+        assert b.bandwidth() == 0, "small frames show nothing"
+        for _ in range(24):
+            await b.send(a.peer_id, "x", bytes(MAX_FRAME_BYTES))
+        for _ in range(524):
+            await inbox.next()
+        assert 1_000_000 < b.bandwidth() < 1 << 40
+        assert a.bandwidth() == 0, "who only receives knows nothing of its own"
+        before = b.traffic()
+        await asyncio.sleep(0.1)
+        assert b.traffic() == before, "no probing"
+
+    run(harness, test)
+
+
 def test_a_frame_beyond_the_limit_is_not_sent(harness: Harness) -> None:
     async def test() -> None:
         a, inbox = await listening(harness)

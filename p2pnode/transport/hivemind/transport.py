@@ -186,6 +186,10 @@ class HivemindTransport(TransportCore):
         """See `base.Transport.traffic`."""
         return Traffic(self._channels.sent + self._called_sent, self._channels.received + self._called_received)
 
+    def bandwidth(self) -> int:
+        """See `base.Transport.bandwidth`."""
+        return self._channels.meter.rate()
+
     # ---- calls
 
     async def _serve(self, method: str) -> None:
