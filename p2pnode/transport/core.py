@@ -298,6 +298,8 @@ class TransportCore(ABC):
         """See `base.Transport.fetch`."""
         self._check_running()
         hashed = records.key_hash(self._run, key)
+        if prefer:  # what we keep for others must not be crowded out either
+            self._kept().prefer(peer.key for peer in (self.peer_id, *prefer))
         try:
             async with asyncio.timeout(_DHT_SECONDS):
                 found = list(await self._get(records.key_source(self._run, key)))
@@ -358,6 +360,10 @@ class TransportCore(ABC):
     @abstractmethod
     async def _get(self, source: bytes) -> Iterable[tuple[bytes, bytes, float]]:
         """Records in the DHT: (subkey, envelope bytes, expiration)."""
+
+    @abstractmethod
+    def _kept(self) -> records.RecordStore:
+        """What this node keeps for the DHT."""
 
     @abstractmethod
     def addresses(self) -> Sequence[str]:

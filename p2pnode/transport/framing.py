@@ -16,7 +16,7 @@ from typing import Final
 from p2pnode.errors import Unreachable
 from p2pnode.transport.bandwidth import SendMeter
 from p2pnode.transport.base import MAX_FRAME_BYTES
-from p2pnode.transport.limits import CHALLENGE_BYTES, INSTANCE_BYTES, QUEUE_BYTES, READ_AHEAD_BYTES
+from p2pnode.transport.limits import CHALLENGE_BYTES, FRAME_COST, INSTANCE_BYTES, QUEUE_BYTES, READ_AHEAD_BYTES
 
 HEADER_BYTES: Final = 4
 END: Final = b"\xff\xff\xff\xff"  # in place of a length: the opener leaves, and waits for DONE
@@ -152,7 +152,7 @@ class FrameReader(asyncio.BufferedProtocol):
     def _deliver(self, frame: bytes) -> None:
         self.began = 0.0
         self.received += len(frame)
-        self._waiting_bytes += len(frame)
+        self._waiting_bytes += len(frame) + FRAME_COST
         self._frames.append(frame)
         self._wake.set()
 
@@ -171,7 +171,7 @@ class FrameReader(asyncio.BufferedProtocol):
             self._wake.clear()
             await self._wake.wait()
         frame = self._frames.popleft()
-        self._waiting_bytes -= len(frame)
+        self._waiting_bytes -= len(frame) + FRAME_COST
         if self._paused and self._waiting_bytes < READ_AHEAD_BYTES and self._transport is not None:
             self._paused = False
             self.moved = time.monotonic()

@@ -10,8 +10,12 @@ CHALLENGE_BYTES: Final = 32
 # Channels
 QUEUE_BYTES: Final = 4 << 20  # waiting to be sent in one channel to one peer
 READ_AHEAD_BYTES: Final = 1 << 20  # received in one channel and not yet handled
+FRAME_COST: Final = 64  # bytes that a frame counts there beyond its own: many empty ones take memory too
+TURN_SECONDS: Final = 0.005  # in which one stream's frames are handled before others have their turn
 STREAMS_PER_PEER: Final = 16  # inbound, of one peer
 STREAMS_TOTAL: Final = 512  # inbound, of all peers
+STREAM_RATE: Final = 10.0  # a second, opened by one peer in the long run
+STREAM_BURST: Final = 64.0  # opened by one peer at once
 OPEN_SECONDS: Final = 10.0  # to open a channel
 WRITE_STALL_SECONDS: Final = 20.0  # in which a peer reads nothing of what waits for it
 FRAME_STALL_SECONDS: Final = 20.0  # in which nothing comes of a frame that has begun
@@ -22,6 +26,9 @@ CALLS_PER_PEER: Final = 16  # being answered for one peer
 CALLS_TOTAL: Final = 256  # being answered for all peers
 CALL_RATE: Final = 200.0  # a second, from one peer, in the long run
 CALL_BURST: Final = 400.0  # from one peer, at once
+STORE_ITEMS: Final = 256  # records in one DHT request; each counts as a call
+HANDOVER_ITEMS: Final = 128  # records that we hand over to a new neighbour
+FIND_KEYS: Final = 16  # keys asked for in one DHT request; each counts as a call
 
 # Lifecycle
 CONNECT_SECONDS: Final = 5.0  # for one attempt to connect
@@ -47,5 +54,7 @@ RESTART_SECONDS: Final = 10.0  # for a daemon that runs again to take our handle
 ALONE_LOOK_SECONDS: Final = 2.0  # between looks at whether we are alone
 ALONE_MOST: Final = 30.0  # seconds between tries to find anybody; doubles up to this
 RETURN_PEERS: Final = 64  # who are dialled to find the swarm again
-CLOCK_PEERS: Final = 9  # whose clocks are asked
+CLOCK_PEERS: Final = 25  # whose clocks are asked
 CLOCK_SECONDS: Final = 60.0  # between estimates of the clock's offset
+CLOCK_NEAR: Final = 0.5  # seconds off that are not worth a correction
+CLOCK_CONFIRM: Final = 3  # estimates in a row, as near to one another, that it takes to move an established clock

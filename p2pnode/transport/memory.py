@@ -386,6 +386,9 @@ class MemoryTransport(TransportCore):
         await asyncio.sleep(0)
         return self._network.held(self._run, self.peer_id, hashlib.sha1(source).digest())
 
+    def _kept(self) -> RecordStore:
+        return self.records
+
     def traffic(self) -> Traffic:
         """See `base.Transport.traffic`."""
         return Traffic(self._sent + self._called_sent, self._received + self._called_received)

@@ -17,8 +17,10 @@ from hivemind.p2p.p2p_daemon_bindings.utils import P2PDaemonError
 from hivemind.utils.logging import use_hivemind_log_handler
 from hivemind.utils.multiaddr import Multiaddr
 
+from p2pnode.errors import PeerFault
 from p2pnode.identity import PeerId
 from p2pnode.transport import calls
+from p2pnode.transport.base import MAX_CALL_BYTES
 
 BINARY: Final = Path(hivemind.__file__).parent / "hivemind_cli" / "p2pd"
 
@@ -107,6 +109,9 @@ class Rpc:
 
     async def add_protobuf_handler(self, name: str, handler: Any, input_type: Any, **kwargs: Any) -> None:
         async def unary(request: bytes, remote: PeerID) -> bytes:
+            if len(request) > MAX_CALL_BYTES:
+                raise PeerFault("call-size")
+
             async def reply() -> bytes:
                 context = P2PContext(handle_name=name, local_id=self.peer_id, remote_id=remote)
                 response: bytes = (await handler(input_type.FromString(request), context)).SerializeToString()
@@ -115,6 +120,10 @@ class Rpc:
             return await self._gate.run(PeerId.from_bytes(remote.to_bytes()), reply)
 
         await self._control.add_unary_handler(name, unary)
+
+    def charge(self, remote: PeerID, calls: int) -> None:
+        """Count a request that costs as much as several calls. PeerFault when that is too much."""
+        self._gate.charge(PeerId.from_bytes(remote.to_bytes()), calls)
 
     async def call_protobuf_handler(self, peer: PeerID, name: str, message: Any, output_type: Any) -> Any:
         reply = await self._unary(PeerId.from_bytes(peer.to_bytes()), name, message.SerializeToString())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, Final
@@ -16,7 +17,7 @@ from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import ValueWithExpiration
 
 from p2pnode.errors import PeerFault
-from p2pnode.transport import records
+from p2pnode.transport import limits, records
 from p2pnode.transport.base import MAX_SUBKEYS
 from p2pnode.transport.hivemind.control import Rpc
 
@@ -62,17 +63,20 @@ class Storage:
         self._now = now
         self.records = records.RecordStore()
 
-    def get(self, key: DHTID) -> ValueWithExpiration | None:
-        """All records under a key."""
+    def get(self, key: DHTID, most: int = MAX_SUBKEYS) -> ValueWithExpiration | None:
+        """The records under a key, at most so many."""
         held = self.records.get(key.to_bytes(), self._now())
         pack = DHTProtocol.serializer.dumps
-        return _dictionary({subkey: (pack(raw), record.expiration) for subkey, (record, raw) in held.items()})
+        some = itertools.islice(held.items(), most)
+        return _dictionary({subkey: (pack(raw), record.expiration) for subkey, (record, raw) in some})
 
     def items(self) -> Iterator[tuple[DHTID, ValueWithExpiration]]:
-        """Keys and what is under them."""
+        """Keys and what is under them, for a new neighbour: as much as it will take in one request."""
+        left = limits.HANDOVER_ITEMS
         for key in self.records.hashed_keys():
-            held = self.get(DHTID.from_bytes(key))
+            held = self.get(DHTID.from_bytes(key), left)
             if held is not None:
+                left -= len(held.value.data)
                 yield DHTID.from_bytes(key), held
 
     def store(self, key: DHTID, value: bytes, expiration: float, subkey: object = None) -> bool:
@@ -137,11 +141,28 @@ class NarrowProtocol(DHTProtocol):  # type: ignore[misc]
     async def rpc_store(self, request: dht_pb2.StoreRequest, context: P2PContext) -> dht_pb2.StoreResponse:
         if len(request.keys) > _STORE_KEYS or any(request.in_cache):
             raise PeerFault("record-request")
+        items = sum(map(self._items, request.subkeys, request.values))
+        if items > limits.STORE_ITEMS:
+            raise PeerFault("record-request")
+        self.p2p.charge(context.remote_id, max(0, items - 1))  # each is a signature to check
         return await super().rpc_store(request, context)
 
+    def _items(self, tag: bytes, value: bytes) -> int:
+        """How many records a value in a store request holds."""
+        if tag != self.IS_DICTIONARY:
+            return 1
+        try:
+            dictionary = self.serializer.loads(value)
+        except Exception:  # whatever msgpack makes of what a stranger wrote
+            raise PeerFault("record-form") from None
+        if not isinstance(dictionary, DictionaryDHTValue):
+            raise PeerFault("record-form")
+        return len(dictionary.data)
+
     async def rpc_find(self, request: dht_pb2.FindRequest, context: P2PContext) -> dht_pb2.FindResponse:
-        if len(request.keys) > _STORE_KEYS:
+        if len(request.keys) > limits.FIND_KEYS:
             raise PeerFault("record-request")
+        self.p2p.charge(context.remote_id, max(0, len(request.keys) - 1))
         return await super().rpc_find(request, context)
 
     async def call_find(self, peer: PeerID, keys: Collection[DHTID]) -> Any:

@@ -27,6 +27,7 @@ from p2pnode.transport.core import TransportCore
 from p2pnode.transport.hivemind.control import BINARY, Control, Rpc, hivemind_log
 from p2pnode.transport.hivemind.dht import Storage, make_node
 from p2pnode.transport.libp2p import DaemonLink
+from p2pnode.transport.records import RecordStore
 from p2pnode.transport.revival import Restarts
 from p2pnode.transport.routes import WHERE, Routes
 from p2pnode.transport.searches import Searches
@@ -249,6 +250,9 @@ class HivemindTransport(TransportCore):
             if self._dht is not None:
                 with contextlib.suppress(NetworkError):
                     await self._searches.result(self._dht.find_nearest_nodes([self._dht.node_id]))
+
+    def _kept(self) -> RecordStore:
+        return self._storage.records
 
     async def _put(self, source: bytes, subkey: bytes, raw: bytes, expiration: float) -> bool:
         if self._dht is None:
