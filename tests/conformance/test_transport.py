@@ -471,7 +471,8 @@ def test_a_peer_that_calls_too_much_is_refused(harness: Harness) -> None:
         results = await asyncio.gather(*pending, return_exceptions=True)
         assert results.count(b"done") == limits.CALLS_PER_PEER
         assert all("calls-at-once" in str(result) for result in results if result != b"done")
-        assert violations == [(b.peer_id, "calls-at-once")] * extra
+        assert set(violations) == {(b.peer_id, "calls-at-once")}
+        assert len(violations) >= extra  # b's search of the DHT may come at this time, and counts as calls too
         refusals: list[str] = []
         while not refusals:  # until the burst is used up; the harness sets a deadline
             batch = [b.call(a.peer_id, "m", b"", timeout=10) for _ in range(limits.CALLS_PER_PEER)]
