@@ -35,6 +35,28 @@ def cleaned(addresses: Iterable[str]) -> list[str]:
     return [f"{before}/p2p/{peer}" for before, peer in map(split, addresses)]
 
 
+def settled(listen: Iterable[str], found: Sequence[str]) -> list[str]:
+    """`listen` with the ports that were got in place of 0, as far as `found` (what we listen on now) shows them."""
+    return [_settle(address, found) for address in listen]
+
+
+def _settle(address: str, found: Sequence[str]) -> str:
+    asked = address.split("/")
+    if len(asked) < 5 or asked[4] != "0":
+        return address
+    candidates = []
+    for other in found:
+        got = other.split("/")
+        if len(got) == len(asked) and (got[1], got[3], got[5:]) == (asked[1], asked[3], asked[5:]):
+            # Of all interfaces the inner ones show the port: outside, a router's mapping may show another.
+            candidates += [(got[2] != asked[2], -_reach(other), got[4])]
+    exact = asked[2] not in ("0.0.0.0", "::")
+    for elsewhere, reach, port in sorted(candidates):
+        if not elsewhere or (not exact and reach < 0):
+            return "/".join([*asked[:4], port, *asked[5:]])
+    return address
+
+
 def order(addresses: Iterable[str]) -> Sequence[str]:
     """Most reachable first: public, local network, through a relay, link-local, loopback."""
     return sorted(dict.fromkeys(addresses), key=_reach)

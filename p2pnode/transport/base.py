@@ -148,3 +148,9 @@ class Transport(Protocol):
 
     def traffic(self) -> Traffic:
         """Counters since start."""
+
+    def bandwidth(self) -> int:
+        """Bytes a second at which we recently could send frames, to all peers together; 0 if that is not known yet.
+
+        Measured on what is sent anyway, and only while peers take less than we have for them.
+        """

@@ -8,28 +8,20 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final
 
 from p2pnode.errors import FrameTooLarge, NetworkError, PeerFault
 from p2pnode.identity import PeerId
 from p2pnode.transport import limits
 from p2pnode.transport.base import MAX_CALL_BYTES, CallHandler
+from p2pnode.transport.rates import Buckets
 
 OK: Final = b"\x00"
 REFUSED: Final = b"\x01"
 FAILED: Final = b"\x02"
 _CLAUSE_BYTES: Final = 64
-_PEERS_KEPT: Final = 4096
 
 logger = logging.getLogger("p2pnode.transport")
-
-
-@dataclass
-class _Allowance:
-    running: int
-    tokens: float
-    filled: float  # monotonic time
 
 
 class CallGate:
@@ -37,36 +29,35 @@ class CallGate:
 
     def __init__(self, clock: Callable[[], float], refused: Callable[[PeerId, str], None]) -> None:
         """clock: monotonic seconds. refused: told of each call that was too many, with the clause."""
-        self._clock = clock
+        self._rates = Buckets(limits.CALL_RATE, limits.CALL_BURST, clock)
         self._refused = refused
-        self._peers: dict[PeerId, _Allowance] = {}
-        self._running = 0
+        self._running: dict[PeerId, int] = {}
+        self._total = 0
 
     def enter(self, peer: PeerId) -> None:
         """Count a call in. PeerFault when it is one too many; else `leave` must follow."""
-        now = self._clock()
-        if len(self._peers) > _PEERS_KEPT:
-            self._peers = {one: a for one, a in self._peers.items() if a.running or now - a.filled < 60}
-        allowance = self._peers.setdefault(peer, _Allowance(0, limits.CALL_BURST, now))
-        gained = (now - allowance.filled) * limits.CALL_RATE
-        allowance.tokens = min(limits.CALL_BURST, allowance.tokens + gained)
-        allowance.filled = now
-        clause = ""
-        if allowance.tokens < 1:
-            clause = "call-rate"
-        elif allowance.running >= limits.CALLS_PER_PEER or self._running >= limits.CALLS_TOTAL:
-            clause = "calls-at-once"
-        if clause:
-            self._refused(peer, clause)
-            raise PeerFault(clause)
-        allowance.tokens -= 1
-        allowance.running += 1
-        self._running += 1
+        self.charge(peer, 1)
+        running = self._running.get(peer, 0)
+        if running >= limits.CALLS_PER_PEER or self._total >= limits.CALLS_TOTAL:
+            self._refuse(peer, "calls-at-once")
+        self._running[peer] = running + 1
+        self._total += 1
+
+    def charge(self, peer: PeerId, calls: float) -> None:
+        """Count a call that costs as much as several. PeerFault when that is too much."""
+        if not self._rates.take(peer, calls):
+            self._refuse(peer, "call-rate")
+
+    def _refuse(self, peer: PeerId, clause: str) -> None:
+        self._refused(peer, clause)
+        raise PeerFault(clause)
 
     def leave(self, peer: PeerId) -> None:
         """Count a call out."""
-        self._peers[peer].running -= 1
-        self._running -= 1
+        self._running[peer] -= 1
+        if not self._running[peer]:
+            del self._running[peer]
+        self._total -= 1
 
     async def run(self, peer: PeerId, answer: Callable[[], Awaitable[bytes]]) -> bytes:
         """Await `answer` between `enter` and `leave`."""

@@ -15,8 +15,10 @@ from typing import Any
 from p2pnode.errors import FrameTooLarge, NetworkError, PeerFault, Unreachable
 from p2pnode.identity import PeerId
 from p2pnode.transport import limits
+from p2pnode.transport.bandwidth import SendMeter
 from p2pnode.transport.base import MAX_FRAME_BYTES, FrameHandler, PeerGoneHandler, ViolationHandler
 from p2pnode.transport.framing import DONE, PROBE, FrameReader, FrameWriter
+from p2pnode.transport.rates import Buckets
 
 Opener = Callable[[PeerId, str], Awaitable[socket.socket]]
 """(peer, channel) -> connected non-blocking socket. Raises Unreachable."""
@@ -74,6 +76,8 @@ class Channels:
         self._last_watch = 0.0
         self.sent = 0  # bytes of frames
         self.received = 0
+        self.meter = SendMeter()
+        self._openings = Buckets(limits.STREAM_RATE, limits.STREAM_BURST, time.monotonic)
 
     def start(self) -> None:
         """Begin to watch deadlines."""
@@ -129,6 +133,7 @@ class Channels:
             self._instance,
             lambda challenge: self._on_probe(peer, challenge),
             lambda: self._broken(peer),
+            self.meter,
         )
         self._outgoing[peer, channel] = writer
         self._known.add(peer)
@@ -142,8 +147,9 @@ class Channels:
         if (
             self._closed
             or channel not in self._hooks.frames
+            or not self._openings.take(peer)
             or self._inbound_count.get(peer, 0) >= limits.STREAMS_PER_PEER
-            or sum(self._inbound_count.values()) >= limits.STREAMS_TOTAL
+            or not self._room_for(peer)
         ):
             reader.fail("streams")
             if not self._closed:
@@ -156,6 +162,18 @@ class Channels:
         self._inbound_count[peer] = self._inbound_count.get(peer, 0) + 1
         self._known.add(peer)
         inbound.task = self._spawn(self._serve(inbound, earlier))
+
+    def _room_for(self, peer: PeerId) -> bool:
+        """Whether there is room in all for a stream of `peer`, at the cost of whoever has clearly more if need be."""
+        if sum(self._inbound_count.values()) < limits.STREAMS_TOTAL:
+            return True
+        most = max(self._inbound_count, key=lambda one: self._inbound_count[one])
+        if self._inbound_count[most] <= self._inbound_count.get(peer, 0) + 1:
+            return False
+        crowded = self._streams(most)[0]
+        crowded.reader.fail("streams")  # its task tells of the violation
+        self._forget(crowded)
+        return True
 
     def instance_read(self, peer: PeerId, reader: FrameReader, instance: bytes) -> None:
         """The opener's instance has come. If it is another than before, the earlier process is gone."""
@@ -177,8 +195,12 @@ class Channels:
                 if earlier.task is not None:
                     await asyncio.wait([earlier.task])
             handler = self._hooks.frames[inbound.channel]
+            loop, began = asyncio.get_running_loop(), 0.0
             while (frame := await reader.next_frame()) is not None:
                 self.received += len(frame)
+                if loop.time() - began > limits.TURN_SECONDS:  # neither frames that wait nor most handlers let go
+                    await asyncio.sleep(0)
+                    began = loop.time()
                 try:
                     await handler(peer, frame)
                 except PeerFault as fault:
@@ -250,6 +272,11 @@ class Channels:
         self._close(peer)
         for handler in self._hooks.gone:
             handler(peer)
+
+    def lose_all(self) -> None:
+        """Our own connection to all is lost: everybody with whom we had a channel is gone."""
+        for peer in list(self._known):
+            self._gone(peer)
 
     def _close(self, peer: PeerId, spared: bytes = b"") -> None:
         for key in [key for key in self._outgoing if key[0] == peer]:

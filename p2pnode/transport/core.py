@@ -28,9 +28,9 @@ from p2pnode.transport.base import (
 )
 from p2pnode.transport.channels import Hooks
 from p2pnode.transport.clock import SwarmClock
+from p2pnode.transport.dialling import Dialler
 
 _DHT_SECONDS: Final = 10.0  # for a whole store or fetch
-_SETTLE_SECONDS: Final = 0.25  # for more bootstraps to answer once one has
 
 
 class TransportCore(ABC):
@@ -56,6 +56,7 @@ class TransportCore(ABC):
         self._running = False
         self._stopping: asyncio.Task[None] | None = None
         self._called_sent = self._called_received = 0
+        self._dialler = Dialler(self._dial)
         try:
             self._bootstraps = addresses.by_peer(self.options.bootstraps)
             self._remembered = addresses.by_peer(self.options.remembered)
@@ -140,7 +141,7 @@ class TransportCore(ABC):
         deadline = loop.time() + self.options.start_deadline
         pause = limits.BACKOFF_FIRST
         while True:
-            reached = await self._reach(known)
+            reached = await self._dialler.any_of(known)
             if reached or not self._bootstraps:
                 return reached
             left = deadline - loop.time()
@@ -155,28 +156,6 @@ class TransportCore(ABC):
             "check that one of them runs and that its address is right, or ask for a newer invite"
         )
 
-    async def _reach(self, known: Mapping[PeerId, Sequence[str]]) -> list[PeerId]:
-        tasks = {asyncio.ensure_future(self._reach_one(peer, some)): peer for peer, some in known.items()}
-        try:
-            pending = set(tasks)
-            while pending and not any(_succeeded(task) for task in tasks):
-                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-            if pending:
-                await asyncio.wait(pending, timeout=_SETTLE_SECONDS)
-            return [peer for task, peer in tasks.items() if _succeeded(task)]
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _reach_one(self, peer: PeerId, some: Sequence[str]) -> bool:
-        try:
-            async with asyncio.timeout(limits.CONNECT_SECONDS):
-                await self._dial(peer, some)
-        except (NetworkError, TimeoutError):
-            return False
-        return True
-
     async def connect(self, some: Sequence[str]) -> bool:
         """See `base.Transport.connect`. Addresses of one peer or of several; whether any was reached."""
         self._check_running()
@@ -185,25 +164,48 @@ class TransportCore(ABC):
         except ValueError:
             return False
         known.pop(self.peer_id, None)
-        reached = await self._reach(known)
-        if reached:
-            self._spawn(self._presence.offsets(self._call_plain, reached, limits.CONNECT_SECONDS))
-            await self._met(reached)
+        reached = await self._dialler.any_of(known)
+        await self._greet(reached)
         return bool(reached)
+
+    async def _greet(self, reached: Sequence[PeerId]) -> None:
+        if reached:
+            self._spawn(self._presence.offsets(self._call_plain, reached, limits.CONNECT_SECONDS))  # tells where we are
+            await self._met(reached)
 
     async def peers(self) -> Sequence[PeerId]:
         """See `base.Transport.peers`."""
         return sorted(await self._connected()) if self._running else []
 
     async def _rejoin(self) -> None:
-        """Connect again when everybody is lost."""
+        """Connect again when everybody is lost: the machine slept, or its network went away."""
+        misses = 0
         while True:
-            await asyncio.sleep(limits.MAINTAIN_SECONDS)
-            with contextlib.suppress(NetworkError):
-                if not await self._connected():
-                    reached = await self._reach({**self._remembered, **self._bootstraps})
-                    if reached:
-                        await self._met(reached)
+            await asyncio.sleep(min(limits.ALONE_LOOK_SECONDS * 2**misses, limits.ALONE_MOST))
+            try:
+                alone = not await self._connected() and await self._return() is False
+            except NetworkError:
+                continue  # our daemon has ended: whoever starts it again finds the others
+            if alone and misses == 1:
+                self.options.log("nobody of the run can be reached any more: trying on until somebody can")
+            elif not alone and misses > 1:
+                self.options.log("connected to the others again")
+            misses = min(misses + 1, 10) if alone else 0
+
+    async def _return(self) -> bool | None:
+        """Connect to those whom we know, and enter the DHT; whether anybody was reached, None if we know nobody."""
+        known = {**self._bootstraps, **self._remembered}
+        for peer, some in self._acquainted().items():
+            if len(known) < limits.RETURN_PEERS:
+                known[peer] = [*known.get(peer, ()), *some]
+        if not known:
+            return None
+        reached = await self._dialler.any_of(known)
+        await self._greet(reached)
+        late = [peer for peer in known if peer not in reached] if reached else []
+        answers = await asyncio.gather(*(self._dialler.one(peer, known[peer]) for peer in late))
+        await self._greet([peer for peer, answer in zip(late, answers, strict=True) if answer])
+        return bool(reached)
 
     async def _keep_clock(self) -> None:
         while True:
@@ -296,6 +298,8 @@ class TransportCore(ABC):
         """See `base.Transport.fetch`."""
         self._check_running()
         hashed = records.key_hash(self._run, key)
+        if prefer:  # what we keep for others must not be crowded out either
+            self._kept().prefer(peer.key for peer in (self.peer_id, *prefer))
         try:
             async with asyncio.timeout(_DHT_SECONDS):
                 found = list(await self._get(records.key_source(self._run, key)))
@@ -326,6 +330,10 @@ class TransportCore(ABC):
         """Peers with an open connection."""
 
     @abstractmethod
+    def _acquainted(self) -> Mapping[PeerId, Sequence[str]]:
+        """Peers whose addresses we know beside bootstraps and remembered ones."""
+
+    @abstractmethod
     async def _met(self, peers: Sequence[PeerId]) -> None:
         """We are connected to these: enter the DHT through them."""
 
@@ -354,6 +362,10 @@ class TransportCore(ABC):
         """Records in the DHT: (subkey, envelope bytes, expiration)."""
 
     @abstractmethod
+    def _kept(self) -> records.RecordStore:
+        """What this node keeps for the DHT."""
+
+    @abstractmethod
     def addresses(self) -> Sequence[str]:
         """See `base.Transport.addresses`."""
 
@@ -365,9 +377,9 @@ class TransportCore(ABC):
     def traffic(self) -> Traffic:
         """See `base.Transport.traffic`."""
 
-
-def _succeeded(task: asyncio.Future[bool]) -> bool:
-    return task.done() and not task.cancelled() and task.exception() is None and task.result()
+    @abstractmethod
+    def bandwidth(self) -> int:
+        """See `base.Transport.bandwidth`."""
 
 
 def _named(known: Mapping[PeerId, object]) -> str:

@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
 import shutil
+import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -96,6 +99,26 @@ def sweep(base: Path) -> int:
     return swept
 
 
+def can_listen(address: str) -> bool:
+    """Whether nobody listens at a TCP multiaddr; True also where that can't be said. libp2p would share the port."""
+    parts = address.split("/")
+    if len(parts) < 5 or parts[1] not in ("ip4", "ip6") or parts[3] != "tcp":
+        return True
+    with socket.socket(socket.AF_INET6 if parts[1] == "ip6" else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what a dead daemon left is no hindrance
+        try:
+            probe.bind((parts[2], int(parts[4])))
+            probe.listen(1)
+        except OSError as error:
+            return error.errno != errno.EADDRINUSE
+    return True
+
+
+def make_way(control_path: str) -> None:
+    """Remove the socket that a killed daemon left, or the next could not listen."""
+    Path(control_path).unlink(missing_ok=True)
+
+
 class Daemon:
     """One running daemon. Made by `start`; ends by `stop`, or with this process however that ends."""
 
@@ -144,6 +167,16 @@ class Daemon:
     def last_words(self) -> str:
         """The last line of the daemon's output, for an error message."""
         return next((line for line in reversed(self._lines) if line.strip()), "no output")[:500]
+
+    @property
+    def ending(self) -> str:
+        """How it ended, for a person."""
+        status = self._process.poll()
+        if status is None:
+            return "it still runs, but does not answer"
+        if status == -signal.SIGKILL:
+            return "it was killed, perhaps since memory was short"
+        return f"exit status {status}: {self.last_words}"
 
     @property
     def _output(self) -> int:

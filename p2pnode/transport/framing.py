@@ -14,8 +14,9 @@ from collections.abc import Callable
 from typing import Final
 
 from p2pnode.errors import Unreachable
+from p2pnode.transport.bandwidth import SendMeter
 from p2pnode.transport.base import MAX_FRAME_BYTES
-from p2pnode.transport.limits import CHALLENGE_BYTES, INSTANCE_BYTES, QUEUE_BYTES, READ_AHEAD_BYTES
+from p2pnode.transport.limits import CHALLENGE_BYTES, FRAME_COST, INSTANCE_BYTES, QUEUE_BYTES, READ_AHEAD_BYTES
 
 HEADER_BYTES: Final = 4
 END: Final = b"\xff\xff\xff\xff"  # in place of a length: the opener leaves, and waits for DONE
@@ -151,7 +152,7 @@ class FrameReader(asyncio.BufferedProtocol):
     def _deliver(self, frame: bytes) -> None:
         self.began = 0.0
         self.received += len(frame)
-        self._waiting_bytes += len(frame)
+        self._waiting_bytes += len(frame) + FRAME_COST
         self._frames.append(frame)
         self._wake.set()
 
@@ -170,7 +171,7 @@ class FrameReader(asyncio.BufferedProtocol):
             self._wake.clear()
             await self._wake.wait()
         frame = self._frames.popleft()
-        self._waiting_bytes -= len(frame)
+        self._waiting_bytes -= len(frame) + FRAME_COST
         if self._paused and self._waiting_bytes < READ_AHEAD_BYTES and self._transport is not None:
             self._paused = False
             self.moved = time.monotonic()
@@ -208,7 +209,12 @@ class FrameWriter:
     """
 
     def __init__(
-        self, sock: socket.socket, instance: bytes, on_probe: Callable[[bytes], None], on_broken: Callable[[], None]
+        self,
+        sock: socket.socket,
+        instance: bytes,
+        on_probe: Callable[[bytes], None],
+        on_broken: Callable[[], None],
+        meter: SendMeter,
     ) -> None:
         self._socket = sock
         self._loop = asyncio.get_running_loop()
@@ -222,6 +228,7 @@ class FrameWriter:
         self._control = b""
         self._on_probe = on_probe
         self._on_broken = on_broken
+        self._meter = meter
         self._done = asyncio.Event()
         self.blocked_since = 0.0  # monotonic time since when the peer has taken nothing; 0: it takes what comes
         self.broken = False
@@ -273,6 +280,7 @@ class FrameWriter:
         except (BlockingIOError, InterruptedError):
             if not self._blocked:
                 self._blocked = True
+                self._meter.wait()
                 self._loop.add_writer(self._socket, self._flush)
             self.blocked_since = self.blocked_since or time.monotonic()
             return
@@ -283,8 +291,12 @@ class FrameWriter:
             if self._queued < QUEUE_BYTES:
                 self._space.set()
         self.blocked_since = 0.0
+        self._unblock()
+
+    def _unblock(self) -> None:
         if self._blocked:
             self._blocked = False
+            self._meter.go()
             self._loop.remove_writer(self._socket)
 
     def _send_batch(self) -> None:
@@ -297,6 +309,7 @@ class FrameWriter:
                 break
         sent = self._socket.sendmsg(batch)
         self._queued -= sent
+        self._meter.sent(sent)
         self.blocked_since = 0.0
         while sent:
             first = self._queue.popleft()
@@ -349,8 +362,7 @@ class FrameWriter:
             return
         self.broken = True
         self._loop.remove_reader(self._socket)
-        if self._blocked:
-            self._loop.remove_writer(self._socket)
+        self._unblock()
         self._socket.close()
         self._queue.clear()
         self._queued = 0

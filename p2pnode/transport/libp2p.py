@@ -1,6 +1,6 @@
 """A conversation with libp2p's daemon: connect, list, listen, open streams. Each request has a socket of its own.
 
-Speaks the daemon's protobuf messages without knowing where they come from: `hivemind.py` hands their module in.
+Speaks the daemon's protobuf messages without knowing where they come from: `hivemind.transport` hands their module in.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from p2pnode.errors import NetworkError, Unreachable
 from p2pnode.identity import PeerId, PeerIdentity
 from p2pnode.transport import addresses, limits
 from p2pnode.transport.base import TransportOptions
-from p2pnode.transport.daemon import Daemon, SocketDirectory
+from p2pnode.transport.daemon import Daemon, SocketDirectory, can_listen, make_way
 from p2pnode.transport.framing import FrameReader
 
 _REQUEST_SECONDS: Final = 5.0  # for our own daemon to answer
-_ENDED: Final = "libp2p's daemon has ended; stop this node and start it again"
+_ENDED: Final = "libp2p's daemon has ended; it is being started again"
 _MESSAGE_BYTES: Final = 4 << 20  # of an answer of our own daemon
 
 
@@ -45,16 +45,28 @@ class DaemonLink:
         self._directory: SocketDirectory | None = None
         self._daemon: Daemon | None = None
         self._server: asyncio.Server | None = None
-        self._announce: Sequence[str] = ()
+        self.trouble = _ENDED  # what a caller is told when the daemon does not live
+        self.listen: Sequence[str] = ()  # to listen on after a restart: the ports that we got
 
     async def up(self, identity: PeerIdentity, options: TransportOptions, streams: Streams) -> None:
         """Start the daemon, and give peers' streams to `streams`. NetworkError or StorageError if it does not work."""
-        self._announce = options.announce
+        self.listen = options.listen
         self._directory = SocketDirectory(options.socket_dir)
-        self._daemon = await Daemon.start(self._binary, identity, self.control_path, _arguments(options))
+        self._daemon = await Daemon.start(self._binary, identity, self.control_path, _arguments(options, self.listen))
         self._server = await asyncio.get_running_loop().create_unix_server(
             lambda: self._reader(streams), self.listen_path
         )
+
+    async def restart(self, identity: PeerIdentity, options: TransportOptions) -> None:
+        """Start another daemon in place of one that ended, on the same ports if they are free. NetworkError."""
+        if self._daemon is not None:
+            await self._daemon.stop()
+        make_way(self.control_path)
+        for number, (asked, got) in enumerate(zip(options.listen, self.listen, strict=True)):
+            if asked != got and not can_listen(got):
+                options.log(f"{got} was taken meanwhile: addresses and invites with it lead here no more")
+                self.listen = [*self.listen[:number], asked, *self.listen[number + 1 :]]
+        self._daemon = await Daemon.start(self._binary, identity, self.control_path, _arguments(options, self.listen))
 
     async def down(self) -> None:
         """End the daemon and remove its sockets. Idempotent."""
@@ -69,6 +81,16 @@ class DaemonLink:
     def pid(self) -> int:
         """The daemon's process id; 0 before `up`."""
         return self._daemon.pid if self._daemon is not None else 0
+
+    @property
+    def alive(self) -> bool:
+        """Whether the daemon runs."""
+        return self._daemon is not None and self._daemon.alive
+
+    @property
+    def ending(self) -> str:
+        """How the daemon ended, for a person."""
+        return self._daemon.ending if self._daemon is not None else "it never ran"
 
     @property
     def control_path(self) -> str:
@@ -97,7 +119,7 @@ class DaemonLink:
         except BaseException as error:
             sock.close()
             if isinstance(error, OSError):
-                raise NetworkError(_ENDED) from None
+                raise NetworkError(self.trouble) from None
             raise
         return sock
 
@@ -108,7 +130,7 @@ class DaemonLink:
             await asyncio.get_running_loop().sock_sendall(sock, _varint(len(data)) + data)
             response = self._messages.Response.FromString(await _read_message(sock))
         except OSError:
-            raise NetworkError(_ENDED) from None
+            raise NetworkError(self.trouble) from None
         if response.type == self._messages.Response.ERROR:
             raise Unreachable(str(response.error.msg)[:200])
         return response
@@ -194,10 +216,10 @@ class DaemonLink:
         return FrameReader(prefix)
 
 
-def _arguments(options: TransportOptions) -> list[str]:
+def _arguments(options: TransportOptions, listen: Sequence[str]) -> list[str]:
     relays = [*options.bootstraps, *options.remembered]
     arguments = [
-        f"-hostAddrs={','.join(options.listen)}",
+        f"-hostAddrs={','.join(listen)}",
         "-b=0",  # we connect to the bootstraps ourselves: the daemon would give up after one attempt
         "-dhtServer=1",
         "-relay=1",
@@ -231,7 +253,7 @@ async def _read_message(sock: socket.socket) -> bytes:
     while True:
         byte = await loop.sock_recv(sock, 1)
         if not byte:
-            raise NetworkError(_ENDED)
+            raise ConnectionResetError
         length |= (byte[0] & 0x7F) << shift
         shift += 7
         if byte[0] < 0x80:
@@ -242,6 +264,6 @@ async def _read_message(sock: socket.socket) -> bytes:
     while len(data) < length:
         more = await loop.sock_recv(sock, length - len(data))
         if not more:
-            raise NetworkError(_ENDED)
+            raise ConnectionResetError
         data += more
     return data

@@ -13,38 +13,22 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from p2pnode.errors import FrameTooLarge, IdentityTaken, PeerFault, Unreachable
 from p2pnode.identity import PeerId, PeerIdentity
 from p2pnode.transport import limits
+from p2pnode.transport.bandwidth import SendMeter
 from p2pnode.transport.base import MAX_FRAME_BYTES, Traffic, TransportOptions
 from p2pnode.transport.core import TransportCore
+from p2pnode.transport.faults import Faults
 from p2pnode.transport.records import RecordStore
 
 _REPLICAS: Final = 5
 
 logger = logging.getLogger("p2pnode.transport")
-
-
-@dataclass(frozen=True)
-class Faults:
-    """What befalls what is sent. delay: seconds, drawn evenly from this range. drop, duplicate: chances, of a frame.
-
-    Real streams never lose or repeat a frame while they last; a round has to bear it all the same. A call that is
-    dropped is never answered.
-    """
-
-    delay: tuple[float, float] = (0.0, 0.0)
-    drop: float = 0.0
-    duplicate: float = 0.0
-
-    def __post_init__(self) -> None:
-        low, high = self.delay
-        if not 0 <= low <= high or not 0 <= self.drop <= 1 or not 0 <= self.duplicate <= 1:
-            raise ValueError(f"faults out of range: {self}")
 
 
 class MemoryNetwork:
@@ -209,6 +193,7 @@ class _Link:
             self._queue.append((self._last, frame))
             self._queued += len(frame)
         if self._pump is None:
+            self._sender.meter.wait()
             self._pump = self._network.spawn(self._run())
 
     def _full(self, frame: bytes) -> bool:
@@ -225,9 +210,11 @@ class _Link:
                     return
                 await self.receiver.deliver(self._sender.peer_id, self._channel, frame, self)
                 self._queued -= len(frame)
+                self._sender.meter.sent(len(frame))
                 self._space.set()
         finally:
             self._pump = None
+            self._sender.meter.go()
 
     async def flush(self) -> None:
         """Wait until everything is handled."""
@@ -255,6 +242,7 @@ class MemoryTransport(TransportCore):
         self._call_chances: dict[PeerId, random.Random] = {}
         self._sent = self._received = 0
         self._dead = asyncio.Event()
+        self.meter = SendMeter()
         self.records = RecordStore()
         self.links: set[PeerId] = set()  # connected
         self.channels: set[PeerId] = set()  # had a channel with us, and are not gone
@@ -312,6 +300,9 @@ class MemoryTransport(TransportCore):
 
     async def _connected(self) -> set[PeerId]:
         return set(self.links)
+
+    def _acquainted(self) -> Mapping[PeerId, Sequence[str]]:
+        return {}
 
     async def _met(self, peers: Sequence[PeerId]) -> None: ...
 
@@ -395,6 +386,13 @@ class MemoryTransport(TransportCore):
         await asyncio.sleep(0)
         return self._network.held(self._run, self.peer_id, hashlib.sha1(source).digest())
 
+    def _kept(self) -> RecordStore:
+        return self.records
+
     def traffic(self) -> Traffic:
         """See `base.Transport.traffic`."""
         return Traffic(self._sent + self._called_sent, self._received + self._called_received)
+
+    def bandwidth(self) -> int:
+        """See `base.Transport.bandwidth`."""
+        return self.meter.rate()

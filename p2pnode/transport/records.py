@@ -144,6 +144,11 @@ class RecordStore:
         self._records: dict[bytes, dict[bytes, tuple[Record, bytes]]] = {}
         self._keys_of: dict[bytes, int] = {}
         self._bytes = 0
+        self._preferred: frozenset[bytes] = frozenset()
+
+    def prefer(self, subkeys: Iterable[bytes]) -> None:
+        """Whose records take the place of others' when there is no room: from now on these."""
+        self._preferred = frozenset(subkeys)
 
     def put(self, hashed_key: bytes, subkey: bytes, raw: bytes, expiration: float, now: float) -> bool:
         """Keep a record if it is valid, timely, newer than the one of its sender, and if there is room."""
@@ -160,9 +165,10 @@ class RecordStore:
                 return known[1] == raw  # stored already
         elif not self._room(shelf, hashed_key, subkey, len(raw)):
             self.expire(now)
+            while not self._room(self._records.get(hashed_key, {}), hashed_key, subkey, len(raw)):
+                if not self._evict(hashed_key, subkey):
+                    return False
             shelf = self._records.get(hashed_key, {})
-            if not self._room(shelf, hashed_key, subkey, len(raw)):
-                return False
         if known is not None:
             self._bytes -= len(known[1])
         else:
@@ -180,18 +186,34 @@ class RecordStore:
             and self._bytes + size <= MAX_STORE_BYTES
         )
 
+    def _evict(self, hashed_key: bytes, subkey: bytes) -> bool:
+        """Drop the newest record that nobody prefers for one that is preferred; whether that may make room."""
+        if subkey not in self._preferred or self._keys_of.get(subkey, 0) >= MAX_KEYS_PER_SENDER:
+            return False
+        full = len(self._records.get(hashed_key, ())) >= MAX_SUBKEYS
+        for key in [hashed_key] if full else reversed(self._records):
+            for other in reversed(self._records[key]):
+                if other not in self._preferred:
+                    self._drop(key, other)
+                    return True
+        return False
+
+    def _drop(self, hashed_key: bytes, subkey: bytes) -> None:
+        shelf = self._records[hashed_key]
+        _, raw = shelf.pop(subkey)
+        self._bytes -= len(raw)
+        self._keys_of[subkey] -= 1
+        if not self._keys_of[subkey]:
+            del self._keys_of[subkey]
+        if not shelf:
+            del self._records[hashed_key]
+
     def expire(self, now: float) -> None:
         """Forget what has expired."""
         for hashed_key, shelf in list(self._records.items()):
-            for subkey, (record, raw) in list(shelf.items()):
+            for subkey, (record, _) in list(shelf.items()):
                 if record.expiration <= now:
-                    del shelf[subkey]
-                    self._bytes -= len(raw)
-                    self._keys_of[subkey] -= 1
-                    if not self._keys_of[subkey]:
-                        del self._keys_of[subkey]
-            if not shelf:
-                del self._records[hashed_key]
+                    self._drop(hashed_key, subkey)
 
     def get(self, hashed_key: bytes, now: float) -> Mapping[bytes, tuple[Record, bytes]]:
         """Unexpired records under a key, by subkey, with their envelope bytes."""

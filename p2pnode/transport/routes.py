@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 from google.protobuf.message import DecodeError
@@ -50,6 +50,14 @@ class Routes:
         self._known[peer] = kept[: limits.ADDRESSES_PER_PEER]
         while len(self._known) > limits.ADDRESSES_PEERS:
             del self._known[next(iter(self._known))]
+
+    def known(self) -> Mapping[PeerId, Sequence[str]]:
+        """Whose addresses we know, those learned last first."""
+        return dict(reversed(self._known.items()))
+
+    def forget_failures(self) -> None:
+        """What was not found may be found now."""
+        self._failed.clear()
 
     async def answer_where(self, peer: PeerId, raw: bytes) -> bytes:
         """What we know of a peer."""

@@ -98,6 +98,7 @@ class Hivemind(Harness):
         return HivemindTransport(identity or PeerIdentity.generate(), run, options)
 
     async def kill(self, node: Any) -> None:
+        node._keeper.cancel()  # a process that dies starts nothing again
         os.kill(node._link.pid, signal.SIGKILL)
 
     async def offer(self, node: Any, to: Any, hashed: bytes, subkey: bytes, raw: bytes, expiration: float) -> bool:
@@ -269,6 +270,27 @@ def test_a_slow_handler_slows_its_sender(harness: Harness) -> None:
         gate.set()
         await pushing
         await until(lambda: len(seen) == 200)
+
+    run(harness, test)
+
+
+def test_bandwidth_is_measured_on_what_is_sent(harness: Harness) -> None:
+    async def test() -> None:
+        a, inbox = await listening(harness)
+        b = await harness.node(a)
+        assert b.bandwidth() == 0, "nothing is known yet"
+        for _ in range(500):
+            await b.send(a.peer_id, "x", bytes(20))
+        assert b.bandwidth() == 0, "small frames show nothing"
+        for _ in range(24):
+            await b.send(a.peer_id, "x", bytes(MAX_FRAME_BYTES))
+        for _ in range(524):
+            await inbox.next()
+        assert 1_000_000 < b.bandwidth() < 1 << 40
+        assert a.bandwidth() == 0, "who only receives knows nothing of its own"
+        before = b.traffic()
+        await asyncio.sleep(0.1)
+        assert b.traffic() == before, "no probing"
 
     run(harness, test)
 
@@ -449,7 +471,8 @@ def test_a_peer_that_calls_too_much_is_refused(harness: Harness) -> None:
         results = await asyncio.gather(*pending, return_exceptions=True)
         assert results.count(b"done") == limits.CALLS_PER_PEER
         assert all("calls-at-once" in str(result) for result in results if result != b"done")
-        assert violations == [(b.peer_id, "calls-at-once")] * extra
+        assert set(violations) == {(b.peer_id, "calls-at-once")}
+        assert len(violations) >= extra  # b's search of the DHT may come at this time, and counts as calls too
         refusals: list[str] = []
         while not refusals:  # until the burst is used up; the harness sets a deadline
             batch = [b.call(a.peer_id, "m", b"", timeout=10) for _ in range(limits.CALLS_PER_PEER)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -17,10 +18,12 @@ from hivemind.p2p import PeerID
 from hivemind.proto import dht_pb2
 from hivemind.utils.timed_storage import ValueWithExpiration
 
+from p2pnode.errors import NetworkError
 from p2pnode.identity import PeerIdentity
-from p2pnode.transport import records
+from p2pnode.transport import limits, records
 from p2pnode.transport.base import MAX_SUBKEYS, TransportOptions
-from p2pnode.transport.hivemind import HivemindTransport, _Validator
+from p2pnode.transport.hivemind import HivemindTransport
+from p2pnode.transport.hivemind.dht import Validator
 
 pytestmark = pytest.mark.integration
 
@@ -31,9 +34,9 @@ PLACE = DHTID.from_bytes(HASHED)
 pack = DHTProtocol.serializer.dumps
 
 
-def sealed(identity: PeerIdentity, value: bytes = b"v", life: float = 60.0) -> tuple[bytes, float]:
+def sealed(identity: PeerIdentity, value: bytes = b"v", life: float = 60.0, ago: float = 0.0) -> tuple[bytes, float]:
     """(value as the DHT has it, expiration)"""
-    now = time.time()
+    now = time.time() - ago
     raw = records.seal_record(identity, HASHED, value, issued=now, expiration=now + life, sequence=int(now * 1000))
     return pack(raw), now + life
 
@@ -105,6 +108,14 @@ LIES = {
         dictionary(*((n.to_bytes(32, "big"), b"x", 4e9) for n in range(MAX_SUBKEYS + 1))),
         4e9,
     ),
+    "what it said before, expired": lambda me, them: (
+        dictionary((them.peer_id.key, *sealed(them, b"expired", ago=100))),
+        time.time() + 60,
+    ),
+    "what it said before": lambda me, them: (
+        dictionary((them.peer_id.key, *sealed(them, b"replaced", life=60, ago=10))),
+        time.time() + 3000,
+    ),
     "an old dictionary": lambda me, them: (dictionary((me.peer_id.key, *sealed(me))), 1.0),
 }
 
@@ -163,6 +174,79 @@ def test_stores_that_would_hide_or_replace() -> None:
     asyncio.run(test())
 
 
+def test_requests_that_cost_much_are_rationed() -> None:
+    async def test() -> None:
+        async with swarm() as (a, b, enemy):
+            refused: list[str] = []
+            a.on_violation(lambda peer, clause: refused.append(clause))
+            whole, far = DHTProtocol.IS_DICTIONARY, time.time() + 600
+            forged = sealed(enemy._identity)[0][:-1] + b"?"  # a signature to check, in vain
+
+            def heap(count: int) -> dict[str, Any]:
+                rows = ((n.to_bytes(32, "big"), forged, far) for n in range(count))
+                return {
+                    "subkeys": [whole],
+                    "values": [pack(dictionary(*rows))],
+                    "expiration_time": [far],
+                    "in_cache": [False],
+                }
+
+            checked = 0
+            check = records.check_record
+
+            def count(*arguments: Any) -> records.Record:
+                nonlocal checked
+                checked += 1
+                return check(*arguments)
+
+            records.check_record = count
+            try:
+                await ask_to_store(enemy, a, **heap(limits.STORE_ITEMS + 1))
+                assert checked == 0, "too many for one request"
+                await ask_to_store(enemy, a, **heap(limits.STORE_ITEMS))
+                assert checked == limits.STORE_ITEMS, "the attack reaches the signatures"
+                began, sent = time.monotonic(), 0
+                while time.monotonic() - began < 3:
+                    await ask_to_store(enemy, a, **heap(limits.STORE_ITEMS))
+                    sent += 1
+                spent = time.monotonic() - began
+            finally:
+                records.check_record = check
+            assert sent * limits.STORE_ITEMS > 2 * checked, "there was a flood"
+            assert checked <= limits.CALL_BURST + limits.CALL_RATE * (spent + 2)
+            assert set(refused) == {"call-rate"}
+            stub = enemy._dht.protocol.get_stub(PeerID(a.peer_id.to_bytes()))
+            many = [n.to_bytes(20, "big") for n in range(limits.FIND_KEYS + 1)]
+            with pytest.raises(NetworkError):
+                await stub.rpc_find(dht_pb2.FindRequest(keys=many, peer=enemy._dht.protocol.node_info), timeout=5)
+            assert await b.store(KEY, b"honest", lifetime=60)
+            assert (await a.fetch(KEY))[b.peer_id].value == b"honest"
+
+    asyncio.run(test())
+
+
+def test_a_new_neighbour_is_handed_as_much_as_it_takes() -> None:
+    async def test() -> None:
+        async with swarm() as (a, b, _):
+            now = time.time()
+            for n in range(limits.HANDOVER_ITEMS + 50):
+                one = PeerIdentity.from_seed(hashlib.sha256(b"%d" % n).digest())
+                raw = records.seal_record(one, HASHED, b"v", issued=now, expiration=now + 600, sequence=1)
+                assert a._storage.records.put(HASHED, one.peer_id.key, raw, now + 600, now)
+            refused: list[str] = []
+            b.on_violation(lambda peer, clause: refused.append(clause))
+            b._storage.records = records.RecordStore()
+            keys, values = zip(*a._storage.items(), strict=True)  # as hivemind does when it meets a node
+            packed, expirations = zip(*values, strict=True)
+            taken = await a._dht.protocol.call_store(
+                PeerID(b.peer_id.to_bytes()), keys, packed, expirations, in_cache=False
+            )
+            assert taken == [True] and not refused
+            assert len(b._storage.records) == limits.HANDOVER_ITEMS
+
+    asyncio.run(test())
+
+
 def test_nobody_chooses_a_place_in_the_dht() -> None:
     async def test() -> None:
         async with swarm() as (a, b, enemy):
@@ -197,7 +281,7 @@ def test_nobody_chooses_a_place_in_the_dht() -> None:
 def test_why_hivemind_alone_is_not_enough() -> None:
     """The stock protocol with our validator drops the whole dictionary: the reason for narrowing it."""
     stock = DHTProtocol(_initialized_with_create=True)
-    stock.record_validator = _Validator()
+    stock.record_validator = Validator()
     me, them = PeerIdentity.generate(), PeerIdentity.generate()
     assert stock._validate_dictionary(HASHED, dictionary((me.peer_id.key, *sealed(me))))
     mixed = dictionary((me.peer_id.key, *sealed(me)), (them.peer_id.key, b"junk", 4e9))

@@ -270,6 +270,7 @@ def test_the_end_of_our_own_daemon_is_an_error_and_no_hang() -> None:
             await here.send(there.peer_id, "presence", here._presence.proof(bytes(32)))
             pending = asyncio.create_task(here.call(there.peer_id, "hello", b"", timeout=20))
             await pending
+            here._keeper.cancel()
             os.kill(here._link.pid, signal.SIGKILL)
             assert await gone_or_timeout(gone, 5) < 3
             async with asyncio.timeout(3):

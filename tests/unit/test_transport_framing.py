@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from p2pnode.errors import Unreachable
 from p2pnode.transport import framing
+from p2pnode.transport.bandwidth import SendMeter
 from p2pnode.transport.base import MAX_FRAME_BYTES
 from p2pnode.transport.framing import END, FrameReader, FrameWriter
 from p2pnode.transport.limits import INSTANCE_BYTES, QUEUE_BYTES, READ_AHEAD_BYTES
@@ -135,8 +136,9 @@ class Pair:
         self.near.setblocking(False)
         self.far.setblocking(False)
         self.probes: list[bytes] = []
+        self.meter = SendMeter()
         self.broken = 0
-        self.writer = FrameWriter(self.near, INSTANCE, self.probes.append, self.count)
+        self.writer = FrameWriter(self.near, INSTANCE, self.probes.append, self.count, self.meter)
 
     def count(self) -> None:
         self.broken += 1

@@ -8,10 +8,12 @@ import pytest
 
 from p2pnode.errors import Unreachable
 from p2pnode.identity import PeerId, PeerIdentity
+from p2pnode.transport import limits
 from p2pnode.transport.addresses import by_peer, order, split
 from p2pnode.transport.base import TransportOptions
 from p2pnode.transport.clock import SwarmClock
-from p2pnode.transport.memory import Faults, MemoryNetwork, MemoryTransport
+from p2pnode.transport.faults import Faults
+from p2pnode.transport.memory import MemoryNetwork, MemoryTransport
 
 RUN = bytes(32)
 SEEDS = [bytes([n]) * 32 for n in range(1, 5)]
@@ -120,8 +122,18 @@ def test_the_swarms_clock() -> None:
     assert clock.now() == 105.0
     clock.correct([500.0])  # later, one voice does not move it
     assert clock.offset == 5.0
-    clock.correct([500.0, 600.0])  # two do, to the nearer
+    for _ in range(limits.CLOCK_CONFIRM):
+        assert clock.offset == 5.0
+        clock.correct([500.0, 600.0])  # two do, to the nearer, if they stay with it
     assert clock.offset == 500.0
+    for _ in range(9):
+        clock.correct([500.2, 500.2])
+        assert clock.offset == 500.0, "a tiny step is not taken"
+    for ahead in (3.0, 3.1, 7.0, 3.1, 3.0, 0.0, 3.0, 3.0):  # never three in a row
+        clock.correct([500.0 + ahead] * 2)
+        assert clock.offset == 500.0
+    clock.correct([503.0] * 2)
+    assert clock.offset == 503.0
     founder = SwarmClock(lambda: 0.0)
     founder.settle()
     founder.correct([9.0])

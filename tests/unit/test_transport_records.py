@@ -175,3 +175,56 @@ def test_a_store_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert store.put(*sealed(third, key=b"k" * 20), NOW + 59.9) is False
     store.expire(NOW + 61)
     assert store.put(*sealed(third, key=b"k" * 20, life=100), NOW + 61), "room again"
+
+
+def flood(store: records.RecordStore, key: bytes, count: int, start: int = 0) -> int:
+    """Strangers with valid records of their own; how many were kept."""
+    strangers = (PeerIdentity.from_seed(hashlib.sha256(b"%d" % n).digest()) for n in range(start, start + count))
+    return sum(store.put(*sealed(stranger, key=key), NOW) for stranger in strangers)
+
+
+def test_who_is_preferred_finds_room_in_a_list_that_strangers_filled() -> None:
+    store = records.RecordStore()
+    assert store.put(*sealed(OTHER), NOW)
+    assert flood(store, KEY, MAX_SUBKEYS + 20) == MAX_SUBKEYS - 1, "the list was full"
+    assert not store.put(*sealed(ME), NOW)
+    store.prefer([ME.peer_id.key, OTHER.peer_id.key])
+    assert store.put(*sealed(ME), NOW)
+    assert flood(store, KEY, 50, start=1000) == 0
+    held = store.get(KEY, NOW)
+    assert len(held) == MAX_SUBKEYS and {ME.peer_id.key, OTHER.peer_id.key} <= set(held)
+
+
+def test_who_is_preferred_finds_room_among_keys_and_bytes_that_strangers_filled(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(records, "MAX_KEYS", 20)
+    store = records.RecordStore()
+    keys = [hashlib.sha1(b"%d" % n).digest() for n in range(30)]
+    assert sum(flood(store, key, 2, start=2 * n) for n, key in enumerate(keys)) == 40, "all keys are taken"
+    assert not store.put(*sealed(ME), NOW)
+    store.prefer([ME.peer_id.key])
+    assert store.put(*sealed(ME), NOW)
+    assert len(list(store.hashed_keys())) == 20
+    monkeypatch.setattr(records, "MAX_STORE_BYTES", store._bytes)
+    assert not store.put(*sealed(OTHER, key=keys[0]), NOW)
+    assert store.put(*sealed(ME, key=keys[0]), NOW)
+    assert store._bytes <= records.MAX_STORE_BYTES
+    for n in range(2, records.MAX_KEYS_PER_SENDER + 5):  # a preferred one may not fill it either
+        store.put(*sealed(ME, key=hashlib.sha1(b"more %d" % n).digest()), NOW)
+    assert store._keys_of[ME.peer_id.key] == records.MAX_KEYS_PER_SENDER
+    before = len(store)
+    assert not store.put(*sealed(ME, key=b"z" * 20), NOW) and len(store) == before, "nobody gave way in vain"
+
+
+def test_what_is_replayed_brings_nothing_back() -> None:
+    store = records.RecordStore()
+    first, second = sealed(ME, sequence=1, life=60), sealed(ME, sequence=2, life=61)
+    assert store.put(*first, NOW) and store.put(*second, NOW)
+    assert not store.put(*first, NOW + 1), "while the newer one lives"
+    store.expire(NOW + 62)
+    assert not store.put(*first, NOW + 62) and not store.put(*second, NOW + 62), "and when both have expired"
+    assert not store.get(KEY, NOW + 62)
+    raw = records.seal_record(ME, KEY, b"another", issued=NOW, expiration=NOW + 61, sequence=2)
+    assert store.put(*second, NOW)
+    assert not store.put(KEY, ME.peer_id.key, raw, NOW + 61, NOW), "a number that was used is used"
