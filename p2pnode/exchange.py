@@ -194,6 +194,9 @@ class GradientExchange:
 
     async def _tick(self) -> None:
         while self._machine is not None:
+            bandwidth = self._transport.bandwidth()
+            if bandwidth > 0:
+                self._machine.set_bandwidth(bandwidth)
             self._machine.tick(self._now())
             self._carry_out()
             await asyncio.sleep(TICK_SECONDS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -55,7 +55,7 @@ class Members:
         while True:
             try:
                 await self._publish(state())
-                await self._meet()
+                await self._meet(state().roster.members)
             except NetworkError:
                 pass  # the DHT is a convenience: rounds go on without it
             await asyncio.sleep(PUBLISH_SECONDS)
@@ -68,10 +68,10 @@ class Members:
         if self._transport.peer_id in state.roster:
             await self._transport.store(COMMITS, commit.SerializeToString(), lifetime=LIFETIME_SECONDS)
 
-    async def _meet(self) -> None:
+    async def _meet(self, roster: Sequence[PeerId]) -> None:
         connected = set(await self._transport.peers())
         listed = set()
-        for peer, record in (await self._transport.fetch(MEMBERS)).items():
+        for peer, record in (await self._transport.fetch(MEMBERS, prefer=roster)).items():
             if peer == self._transport.peer_id:
                 continue
             try:

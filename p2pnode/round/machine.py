@@ -3,9 +3,9 @@
 Inputs are method calls with the time as an argument; what to do comes back from `drain` as effects, to be carried out
 in order. The same machine runs over real hivemind, over the in-memory transport, and under the model checker.
 
-Safety rests on four things (protocols/round.md): a promise is durable before an entry is sent; a lock is durable before
-a vote is sent; the highest lock among a quorum's entries is proposed again; nothing is signed for an attempt below a
-promise.
+Safety rests on four things (protocols/exchange.md): a promise is durable before an entry is sent; a lock is durable
+before a vote is sent; the highest lock among a quorum's entries is proposed again; nothing is signed for an attempt
+below a promise.
 """
 
 from __future__ import annotations

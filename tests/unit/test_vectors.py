@@ -72,8 +72,8 @@ def test_round(case: dict[str, Any]) -> None:
 
 
 def test_the_documents_and_the_vectors_know_the_same_clauses() -> None:
-    """Every clause that round.md and chain.md name has a vector, but those that no frame of a round can reach."""
-    texts = [(ROOT / "protocols" / name).read_text("utf-8") for name in ("round.md", "chain.md")]
+    """Every clause that exchange.md and chain.md name has a vector, but those that no frame of a round can reach."""
+    texts = [(ROOT / "protocols" / name).read_text("utf-8") for name in ("exchange.md", "chain.md")]
     named = set(re.findall(r"\*\*(?:REJECT|IGNORE)\*\* `([a-z-]+)`", "".join(texts)))
     shown = {case["clause"] for case in ROUND["cases"]} - {""}
     assert shown - named == set()
