@@ -76,6 +76,20 @@ def _pld_epsilon(counted: tuple[tuple[float, float, int], ...], delta: float, pe
     return float(total.get_epsilon_for_delta(delta))
 
 
+@lru_cache(maxsize=256)
+def _rdp_epsilon(counted: tuple[tuple[float, float, int], ...], delta: float) -> float:
+    if not counted:
+        return 0.0
+    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
+    from dp_accounting.rdp import RdpAccountant
+
+    accountant = RdpAccountant(_RDP_ORDERS)
+    for rate, noise, times in counted:
+        gaussian = GaussianDpEvent(noise)
+        accountant.compose(gaussian if rate == 1.0 else PoissonSampledDpEvent(rate, gaussian), times)
+    return float(accountant.get_epsilon(delta))
+
+
 def epsilon(events: Iterable[Mechanism], delta: float) -> float:
     """The epsilon of all `events` together at `delta`, by PLD, rounded up everywhere. 0 for none, infinite for
     NoMechanism.
@@ -91,18 +105,7 @@ def rdp_epsilon(events: Iterable[Mechanism], delta: float) -> float:
     """The same by Renyi accounting: a looser upper bound, for cross-checks only."""
     _check_delta(delta)
     counted = _counted(events)
-    if counted is None:
-        return math.inf
-    if not counted:
-        return 0.0
-    from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent
-    from dp_accounting.rdp import RdpAccountant
-
-    accountant = RdpAccountant(_RDP_ORDERS)
-    for rate, noise, times in counted:
-        gaussian = GaussianDpEvent(noise)
-        accountant.compose(gaussian if rate == 1.0 else PoissonSampledDpEvent(rate, gaussian), times)
-    return float(accountant.get_epsilon(delta))
+    return math.inf if counted is None else _rdp_epsilon(counted, delta)
 
 
 def cross_check(events: Iterable[Mechanism], delta: float) -> tuple[float, float]:

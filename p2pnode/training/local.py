@@ -20,6 +20,7 @@ from p2pnode.privacy.mechanism import Gaussian, Mechanism, Released, SampledGaus
 from p2pnode.privacy.noise import NoiseSource, add_noise
 from p2pnode.training.clipping import ClippedSum, clip_vector
 from p2pnode.training.data import check_split, take_share
+from p2pnode.training.optimizers import make_optimizer
 from p2pnode.training.parameters import FlatModel, schema_digest
 from p2pnode.training.task import Dataset, Evaluation, FloatVector, Split, Task, TensorSpec
 
@@ -158,7 +159,7 @@ class LocalTrainer:
             self._clipped = ClippedSum(self._worker, task.loss, manifest.privacy.clip)
             self._clipped.verify(self._data.inputs[:4].to(self.device), self._data.targets[:4].to(self.device))
         self._gradient = torch.zeros_like(self._worker.flat)
-        self._optimizer = self._make_optimizer()
+        self._optimizer = make_optimizer(manifest.training)
 
     def _planned_steps(self) -> int:
         training, privacy = self.manifest.training, self.manifest.privacy
@@ -166,20 +167,6 @@ class LocalTrainer:
         if not planned and self._private:
             planned = privacy.steps * (training.local_steps if privacy.mode == "node" else 1)
         return planned
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        """One optimizer over the one flat vector; its moments stay on this node over the rounds."""
-        training = self.manifest.training
-        flat = torch.nn.Parameter(self._worker.flat)
-        flat.grad = self._gradient
-        rate, decay = training.learning_rate, training.weight_decay
-        match training.optimizer:
-            case "sgd":
-                return torch.optim.SGD([flat], lr=rate, momentum=training.momentum, weight_decay=decay)
-            case "adam":
-                return torch.optim.Adam([flat], lr=rate, weight_decay=decay)
-            case "adamw":
-                return torch.optim.AdamW([flat], lr=rate, weight_decay=decay)
 
     @property
     def examples(self) -> int:
@@ -213,9 +200,9 @@ class LocalTrainer:
         for _ in range(training.local_steps):
             if cancelled():
                 break
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate(training, (round - 1) * training.local_steps + steps, self._plan)
             count, loss, norm = self._plain_step() if self._clipped is None else self._private_step(self._clipped)
+            rate = learning_rate(training, (round - 1) * training.local_steps + steps, self._plan)
+            self._optimizer.step(self._worker.flat, self._gradient, rate)
             steps, samples, losses, norms = steps + 1, samples + count, losses + loss, norms + norm
         change = self._worker.vector() - state
         if privacy.mode == "node" and steps:
@@ -253,7 +240,6 @@ class LocalTrainer:
         found = torch.autograd.grad(loss, self._worker.parameters, materialize_grads=True)
         for piece, gradient in zip(self._worker.spread(self._gradient), found, strict=True):
             piece.copy_(gradient)
-        self._optimizer.step()
         return len(batch), float(loss.detach()) * len(batch), 0.0
 
     def _private_step(self, clipped: ClippedSum) -> tuple[int, float, float]:
@@ -267,7 +253,6 @@ class LocalTrainer:
         loss, norm = clipped.add(batch.inputs, batch.targets, total)
         noisy = add_noise(total, privacy.noise_multiplier * privacy.clip, self._random)
         torch.div(noisy, privacy.sampling_rate * len(self._data), out=self._gradient)
-        self._optimizer.step()
         return len(batch), loss, norm
 
     def _noised(self, change: FloatVector) -> FloatVector:

@@ -145,8 +145,11 @@ def test_the_schedule_is_a_function_of_the_step_alone(steps: int) -> None:
 def test_the_schedule_goes_on_over_rounds() -> None:
     training = {"schedule": "cosine", "local_steps": 4, "target_rounds": 10, "learning_rate": 1.0}
     trainer = LocalTrainer(TASK, DATA, SHARE, manifest(training), device="cpu")
+    rates: list[float] = []
+    step = trainer._optimizer.step
+    trainer._optimizer.step = lambda values, gradient, rate: rates.append(rate) or step(values, gradient, rate)  # type: ignore[func-returns-value]
     trainer.train(trainer.initial(), 3)
-    assert trainer._optimizer.param_groups[0]["lr"] == pytest.approx(learning_rate(trainer.manifest.training, 11, 40))
+    assert rates == pytest.approx([learning_rate(trainer.manifest.training, number, 40) for number in range(8, 12)])
 
 
 def test_private_updates_carry_their_mechanism_and_are_charged_first(
