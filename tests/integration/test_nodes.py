@@ -145,16 +145,18 @@ def test_all_leave_at_once_and_nothing_is_left(tmp_path: Path, number: signal.Si
         swarm.assert_one_history()
 
 
-def test_one_leaves_and_the_others_go_on_at_once(tmp_path: Path) -> None:
-    with Swarm(tmp_path, (*QUICK, "roster.start_with=3")) as swarm:
-        for _ in range(3):
+@pytest.mark.parametrize("count", [2, 3])
+def test_one_leaves_and_the_others_go_on_at_once(tmp_path: Path, count: int) -> None:
+    with Swarm(tmp_path, (*QUICK, f"roster.start_with={count}")) as swarm:
+        for _ in range(count):
             swarm.start()
         for node in swarm.nodes:
-            node.wait_for("round", seconds=60, where=lambda event: event["voters"] == 3)
+            node.wait_for("round", seconds=60, where=lambda event: event["voters"] == count)
         assert swarm.nodes[1].stop() == 0
-        rest = (swarm.nodes[0], swarm.nodes[2])
+        rest = [node for node in swarm.nodes if node is not swarm.nodes[1]]
+        left = count - 1
         for node in rest:
-            node.wait_for("round", seconds=20, where=lambda event: event["voters"] == 2 and event["peers"] == 2)
+            node.wait_for("round", seconds=20, where=lambda event: event["voters"] == left and event["peers"] == left)
         assert not any(event["provisional"] for node in rest for event in node.of("round"))
 
 
