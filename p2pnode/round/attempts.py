@@ -10,6 +10,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from p2pnode.envelope import Signed
 from p2pnode.identity import PeerId
+from p2pnode.manifest import DeadlinesSection
 from p2pnode.messages import ENTRY, MAX_ATTEMPT, PROPOSAL
 from p2pnode.replica.proposal import Group, check_group, convener_of, least_contributors
 from p2pnode.round.asking import ask, want_certificate
@@ -46,6 +47,8 @@ def gather(c: Context, now: float) -> None:
         exchange = r.exchange_for(r.group)
         if exchange.closing is not None and not exchange.complete:
             r.barren.add(exchange.closing.digest)
+        if not stuck:
+            (c.pace.outputs if exchange.closing is None else c.pace.votes).missed()
         c.tell(Discarded(r.base.round, r.group.attempt, stuck or "no quorum of votes in time"))
         r.attempt = -1
         floor = r.floor()
@@ -68,6 +71,7 @@ def gather(c: Context, now: float) -> None:
     if _jump(c, now):
         return
     gather, company_wait = c.rules.manifest.deadlines.gather, c.rules.manifest.roster.company_wait
+    patience = c.pace.gather.deadline(0.0, gather)
     provisional_at = max(r.started + c.rules.manifest.roster.provisional_after, r.entered_at + gather)
     if convener == c.me:
         # Whoever is at a higher attempt has promised to sign nothing for this one.
@@ -75,7 +79,11 @@ def gather(c: Context, now: float) -> None:
         missing = [peer for peer in expected if r.gathering.highest((peer,)) <= r.attempt]
         if len(entries) == 1 and not missing and r.base.round > 1 and now < r.started + company_wait:
             c.say("for company: others join with the invite")
-        elif enough and (not missing or now >= (r.quorum_at or now) + gather):
+        elif enough and (not missing or now >= (r.quorum_at or now) + patience):
+            if missing:
+                c.pace.gather.missed()
+            else:
+                c.pace.gather.saw(now - (r.quorum_at or now))
             c.vain.update(missing)
             _propose(c, entries, now, provisional=False)
         elif not enough and now >= provisional_at:
@@ -83,7 +91,7 @@ def gather(c: Context, now: float) -> None:
         else:
             c.say(_for_peers(len(missing)) if missing else "for a quorum of the roster")
     else:
-        late = r.quorum_at is not None and now >= r.quorum_at + gather + GRACE_SECONDS
+        late = r.quorum_at is not None and now >= r.quorum_at + patience + GRACE_SECONDS
         if late or now >= provisional_at + gather + GRACE_SECONDS:
             c.tell(Discarded(r.base.round, r.attempt, f"its convener {convener.short} is silent"))
             c.gone.add(convener)
@@ -211,6 +219,21 @@ def _leaves(c: Context) -> dict[PeerId, Signed[Leave]]:
     return earlier | now
 
 
+def _deadlines(c: Context, chosen: Iterable[Signed[RoundEntry]]) -> DeadlinesSection:
+    """What was measured of these peers, and what their stated bandwidth asks for; the manifest's at most."""
+    longest, pace = c.rules.manifest.deadlines, c.pace
+    slowest = min((max(1, entry.message.bandwidth) for entry in chosen), default=1)
+    transfer = c.rules.encoded_bytes / slowest
+    rows, outputs = (wait.deadline(transfer, longest.contribute) for wait in (pace.rows, pace.outputs))
+    return longest.model_copy(
+        update={
+            "contribute": max(rows, outputs),  # others' rows may take longer than ours: then their outputs come late
+            "close": pace.outputs.deadline(transfer, longest.close),
+            "vote": pace.votes.deadline(0.0, longest.vote),
+        }
+    )
+
+
 def _propose(c: Context, entries: Iterable[PeerId], now: float, *, provisional: bool) -> None:
     r = c.round
     leaves = _leaves(c)
@@ -248,6 +271,7 @@ def _propose(c: Context, entries: Iterable[PeerId], now: float, *, provisional: 
         c.rules.values,
         provisional=provisional,
         relock=relock,
+        deadlines=_deadlines(c, chosen),
     )
     proposal = PROPOSAL.seal(c.identity, message)
     group = check_group(proposal, r.base, c.state.roster, c.rules.manifest, c.rules.values)

@@ -17,6 +17,7 @@ from p2pnode.round.answers import Answers
 from p2pnode.round.effects import Effect, Waiting
 from p2pnode.round.frames import Send
 from p2pnode.round.group_exchange import GroupExchange
+from p2pnode.round.pace import Pace
 from p2pnode.round.progress import ANYTIME, EARLY_BYTES, Durable, Early, Progress, others
 from p2pnode.round.rules import Rules
 from p2pnode.wire.round_pb2 import Leave
@@ -61,6 +62,7 @@ class Context:
     )  # of this round or earlier ones, not committed yet
     left: dict[tuple[int, bytes], int] = field(default_factory=dict)  # promises by (round, parent), on other branches
     changed: bool = False  # something was done: look again what can be done
+    pace: Pace = field(default_factory=Pace)
     waiting: str = ""
     effects: list[Effect] = field(default_factory=list)
 

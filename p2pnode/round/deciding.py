@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Final
 
 import numpy as np
 
 from p2pnode.errors import PeerFault
+from p2pnode.identity import PeerId
 from p2pnode.messages import CLOSING, COMMITMENT, OUTPUT, VOTE
 from p2pnode.replica.chain import Certified, assemble
 from p2pnode.replica.outer import outer_step, self_test
@@ -19,6 +21,7 @@ from p2pnode.round.effects import Committed, Halt, Persist, Rejected
 from p2pnode.round.frames import Kind, Send, frame
 from p2pnode.round.group_exchange import GroupExchange
 from p2pnode.round.output import Output, output_tree
+from p2pnode.round.pace import ROW_DOUBLINGS
 from p2pnode.round.progress import Lock, encode_lock
 from p2pnode.round.reduction import Reduction
 from p2pnode.wire.round_pb2 import Vote, Want
@@ -30,6 +33,8 @@ DEPUTY: Final = 0.75  # by when, in the same measure, it aggregates what rows it
 def accept(c: Context, group: Group, now: float) -> None:
     """Act on a checked proposal: contribute, if our entry is in it."""
     r = c.round
+    if group.proposal.sender != c.me and r.quorum_at is not None and group.attempt == r.attempt:
+        c.pace.gather.saw(now - r.quorum_at)
     r.group, r.group_at = group, now
     exchange = r.exchange_for(group)
     if group.closing is not None:
@@ -63,6 +68,9 @@ def exchange_step(c: Context, group: Group, now: float) -> None:
     """Do what our part in `group` asks for by now: reduce, close, vote, or ask for what is missing."""
     r = c.round
     exchange = r.exchange_for(group)
+    if exchange.outputs_at is None and exchange.reduced_at is not None and exchange.complete:
+        exchange.outputs_at = now
+        c.pace.outputs.saw(now - exchange.reduced_at)
     if group.base is None and _may_sign(c, group):
         _deputize(c, group, exchange, now)
         for reduction in exchange.reductions.values():
@@ -106,11 +114,16 @@ def _reduce(c: Context, group: Group, exchange: GroupExchange, reduction: Reduct
     if reduction.signed or c.me not in group.entries or exchange.closing is not None:
         return
     seconds = message.contribute_ms if part.reducer == c.me else message.contribute_ms + message.close_ms * DEPUTY
-    if not (now >= r.group_at + seconds / 1000 or reduction.settled(c.gone)):
+    overdue = now >= r.group_at + seconds / 1000
+    if not overdue and not reduction.settled(c.gone | c.pace.unwaited(r.base.round)):
         return
+    missing = set(reduction.missing())
     aggregated = reduction.aggregate()
     if aggregated is None:
         return
+    if part.reducer == c.me:
+        _measure_rows(c, reduction, missing, now - r.group_at, overdue=overdue)
+        exchange.reduced_at = now
     header, data = aggregated
     header.slot.CopyFrom(r.base.at(group.attempt))
     header.group = group.digest
@@ -119,6 +132,19 @@ def _reduce(c: Context, group: Group, exchange: GroupExchange, reduction: Reduct
     r.come.add(output.header.digest)
     c.changed = True
     c.tell(Send(c.audience(group), output.frames(), bulk=True))
+
+
+def _measure_rows(c: Context, reduction: Reduction, missing: Set[PeerId], seconds: float, *, overdue: bool) -> None:
+    if not missing:
+        c.pace.rows.saw(seconds)
+    elif overdue:
+        c.pace.rows.missed(
+            ROW_DOUBLINGS
+        )  # whoever stalled may have needed more time: the next wait is longer, but comes later
+    for peer in missing if overdue else ():
+        c.pace.stalled(peer)
+    for peer, _ in reduction.complete_rows():
+        c.pace.delivered(peer)
 
 
 def _may_vote(c: Context, group: Group, exchange: GroupExchange) -> bool:
@@ -211,6 +237,8 @@ def _halt(c: Context) -> bool:
 
 def _commit(c: Context, certified: Certified, exchange: GroupExchange, now: float) -> bool:
     r = c.round
+    if exchange.outputs_at is not None and certified.link.attempt == exchange.group.attempt:
+        c.pace.votes.saw(now - exchange.outputs_at)
     state = _shadow(c, exchange)
     if state is None or state.digest != certified.link.digest:
         r.certificate = None

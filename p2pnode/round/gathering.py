@@ -8,7 +8,7 @@ from typing import Final
 
 from p2pnode.envelope import Signed
 from p2pnode.identity import PeerId
-from p2pnode.manifest import RunManifest
+from p2pnode.manifest import DeadlinesSection, RunManifest
 from p2pnode.messages import Equivocation, Ignored, SlotBase
 from p2pnode.replica.proposal import newcomer_order, part_message, partition
 from p2pnode.replica.roster import Roster
@@ -88,9 +88,10 @@ def make_proposal(
     *,
     provisional: bool,
     relock: Relock | None,
+    deadlines: DeadlinesSection | None = None,
 ) -> Proposal:
-    """What the convener signs. `entries` ascend by sender."""
-    deadlines = manifest.deadlines
+    """What the convener signs. `entries` ascend by sender. deadlines: default: the longest that the manifest allows."""
+    deadlines = deadlines or manifest.deadlines
     proposal = Proposal(
         slot=base.at(attempt),
         entries=[entry.raw for entry in entries],

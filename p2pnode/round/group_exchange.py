@@ -33,6 +33,8 @@ class GroupExchange:
         self.commitments: dict[PeerId, Signed[Commitment]] = {}
         self.reductions: dict[int, Reduction] = {}  # by part: ours, and one that we took over
         self.closing: Signed[Closing] | None = None
+        self.reduced_at: float | None = None  # when our own part was
+        self.outputs_at: float | None = None  # when all outputs were here
         self._me = me
         self._outputs: dict[int, dict[PeerId, Output]] = {}  # by part and signer: the reducer, or its deputy
         self._by_header: dict[bytes, Output] = {}

@@ -50,6 +50,11 @@ class Rules:
         """Bytes of an encoded part."""
         return self.encoded_bounds(part, self.chunks(part) - 1)[1]
 
+    @cached_property
+    def encoded_bytes(self) -> int:
+        """Bytes of a whole encoded update, chunks' framing left out."""
+        return self.codec.encoded_size(self.values)
+
     def encode(self, part: PartRange, values: FloatVector) -> bytes:
         """Encode a part's values, shape [len(part)], chunk by chunk."""
         bounds = (self.chunk_bounds(part, index) for index in range(self.chunks(part)))
