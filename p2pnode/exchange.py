@@ -21,7 +21,7 @@ from p2pnode.identity import PeerId, PeerIdentity
 from p2pnode.replica.chain import Link
 from p2pnode.replica.state import GlobalState
 from p2pnode.round.contribution import Update
-from p2pnode.round.effects import Behind, Committed, Discarded, Halt, Persist, Rejected, Verdict, Waiting
+from p2pnode.round.effects import Behind, Committed, Convicted, Discarded, Halt, Persist, Rejected, Verdict, Waiting
 from p2pnode.round.frames import Send
 from p2pnode.round.machine import RoundMachine
 from p2pnode.round.progress import Durable
@@ -52,7 +52,7 @@ class Adopted:
     lost: int
 
 
-RoundOutcome = Committed | Discarded | Rejected | Waiting | Behind | Halt | Paused | Adopted
+RoundOutcome = Committed | Discarded | Rejected | Waiting | Behind | Halt | Convicted | Paused | Adopted
 """What the exchange tells: a certified round, a discarded attempt, and what a person should know meanwhile."""
 
 

@@ -21,7 +21,7 @@ M = TypeVar("M", bound=Message)
 
 KIB: Final = 1024
 MAX_ATTEMPT: Final = 1_000_000
-MAX_EVIDENCE: Final = 8  # digests in an entry
+MAX_EVIDENCE: Final = 4  # accusations in an entry
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from p2pnode.exchange import Adopted
+from p2pnode.home import write_atomically
+from p2pnode.manifest import RunManifest
 from p2pnode.node.inviting import Inviter
 from p2pnode.node.members import Members
 from p2pnode.node.reporting import Reporter, RoundReport
 from p2pnode.round.effects import Committed
+from p2pnode.round.evidence import Evidence
 from p2pnode.sync import History, SyncServer
 from p2pnode.transport.base import Traffic
+from p2pnode.wire.evidence_pb2 import EvidenceFile
 
 
 @dataclass(frozen=True)
@@ -31,6 +36,8 @@ class Keeper:
     reporter: Reporter
     inviter: Inviter
     members: Members
+    manifest: RunManifest
+    evidence: Path  # directory
 
     def keep(self, outcome: Committed) -> None:
         """At once, before anything of the next round is done: the history is never behind what we sign."""
@@ -44,6 +51,13 @@ class Keeper:
         self.reporter.put(RoundReport(link, state, outcome.contributed, samples, traffic, spent.epsilon))
         self.members.seen(link)
         self.inviter.write(state, time.monotonic())
+
+    def keep_evidence(self, evidence: Evidence) -> Path:
+        """Save it so that anyone can verify it; the file. StorageError."""
+        path = self.evidence / f"{evidence.digest.hex()[:16]}.evidence"
+        file = EvidenceFile(manifest=self.manifest.canonical, misbehaviour=evidence.raw)
+        write_atomically(path, file.SerializeToString(deterministic=True))
+        return path
 
     def tell_adopted(self, outcome: Adopted, traffic: Traffic, spent: Spent) -> None:
         """Rounds that others certified without us, ending in a state that we fetched."""

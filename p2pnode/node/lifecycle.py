@@ -13,7 +13,7 @@ from collections.abc import Coroutine
 from typing import Any, Final, NoReturn, TypeVar
 
 from p2pnode.config import NodeConfig
-from p2pnode.errors import ArithmeticMismatch, BudgetSpent, NetworkError, P2PNodeError, PeerFault
+from p2pnode.errors import ArithmeticMismatch, BudgetSpent, NetworkError, P2PNodeError, PeerFault, StorageError
 from p2pnode.exchange import Adopted, GradientExchange, Journal
 from p2pnode.home import Home, write_atomically
 from p2pnode.identity import PeerId, PeerIdentity
@@ -31,7 +31,8 @@ from p2pnode.node.telling import tell_outcome, tell_started
 from p2pnode.node.work import Worker
 from p2pnode.replica.chain import Link
 from p2pnode.replica.state import GlobalState
-from p2pnode.round.effects import Behind, Committed, Halt
+from p2pnode.round.effects import Behind, Committed, Convicted, Halt
+from p2pnode.round.evidence import Evidence
 from p2pnode.round.rules import Rules
 from p2pnode.sync import ChainLog, History, SyncServer
 from p2pnode.transport.base import Transport
@@ -176,7 +177,7 @@ class Node:
         inviter.write(state, time.monotonic())
         reporter = Reporter(self._sink, manifest, worker, self._on_measured)
         members = Members(transport, self._home, manifest.digest, self._sink)
-        keeper = Keeper(history, server, reporter, inviter, members)
+        keeper = Keeper(history, server, reporter, inviter, members, manifest, run.files.directory / "evidence")
         self._sink.emit(
             "joined",
             round=state.round,
@@ -250,6 +251,8 @@ class Node:
                     keeper.tell_adopted(outcome, transport.traffic(), Spent(0, self._epsilon))
                     self._stop_at_end(outcome.state.round)
                     self._round_began.set()
+                case Convicted():
+                    self._tell_evidence(outcome.evidence, keeper)
                 case Behind():
                     self._spawn(self._look(catch_up, outcome.peers))
                 case Halt():
@@ -257,6 +260,17 @@ class Node:
                     self._stopping.request(outcome.reason)
                 case _:
                     tell_outcome(self._sink, outcome, exchange.machine.round)
+
+    def _tell_evidence(self, evidence: Evidence, keeper: Keeper) -> None:
+        try:
+            file = str(keeper.keep_evidence(evidence))
+        except StorageError as error:
+            self._notice(f"evidence can't be saved: {error}")
+            file = ""
+        accused, digest = evidence.accused.text, evidence.digest
+        self._sink.emit(
+            "evidence", accused=accused, clause=evidence.clause, round=evidence.round, digest=digest, file=file
+        )
 
     async def _look(self, catch_up: CatchUp, peers: tuple[PeerId, ...]) -> None:
         try:

@@ -15,7 +15,7 @@ from blake3 import blake3
 from p2pnode.envelope import DIGEST_BYTES, Signed
 from p2pnode.identity import KEY_BYTES, PeerId
 from p2pnode.manifest import RunManifest
-from p2pnode.messages import CLOSING, ENTRY, LEAVE, PROPOSAL, Ignored, SlotBase, check_slot, reject
+from p2pnode.messages import CLOSING, ENTRY, LEAVE, MAX_EVIDENCE, PROPOSAL, Ignored, SlotBase, check_slot, reject
 from p2pnode.replica.roster import CommittedRound, Roster, quorum_of
 from p2pnode.wire.round_pb2 import Closing, Leave, Lock, Part, Proposal, RoundEntry
 
@@ -141,8 +141,19 @@ class Group:
     def committed(self, base: SlotBase, closing: Closing) -> CommittedRound:
         """What the round says of peers if `closing`, of this group, is certified."""
         return CommittedRound(
-            base.round, self.participants, tuple(PeerId(key) for key in closing.counted), self.leaving, self.provisional
+            base.round,
+            self.participants,
+            tuple(PeerId(key) for key in closing.counted),
+            self.leaving,
+            self.provisional,
+            tuple(sorted({accused for accused, _ in self.accusations})),
         )
+
+    @cached_property
+    def accusations(self) -> frozenset[tuple[PeerId, bytes]]:
+        """Whom the entries accuse, with the evidence's digest. Nobody votes on a group before it has verified them."""
+        found = (item for entry in self.entries.values() for item in entry.message.evidence)
+        return frozenset((PeerId(item.accused), item.digest) for item in found)
 
 
 def check_group(
@@ -260,11 +271,14 @@ def _check_entries(
 
 
 def check_entry(entry: Signed[RoundEntry], roster: Roster, manifest: RunManifest) -> None:
-    """Check an entry but for its slot. REJECT entry-form, entry-lock, entry-admission, entry-idle."""
+    """Check an entry but for its slot. REJECT entry-form, entry-excluded, entry-lock, entry-admission, entry-idle."""
     message = entry.message
-    lengths = [message.nonce_digest, message.exchange_key, *message.evidence]
-    if any(len(field) != DIGEST_BYTES for field in lengths) or len(message.evidence) > 8:
+    lengths = [message.nonce_digest, message.exchange_key]
+    lengths += [field for found in message.evidence for field in (found.digest, found.accused)]
+    if any(len(field) != DIGEST_BYTES for field in lengths) or len(message.evidence) > MAX_EVIDENCE:
         raise reject("entry-form")
+    if entry.sender in roster.excluded:
+        raise reject("entry-excluded", f"{entry.sender} broke the protocol, and it was proven")
     if message.HasField("lock"):
         lock = message.lock
         if len(lock.closing) != DIGEST_BYTES or len(lock.state_digest) != DIGEST_BYTES:

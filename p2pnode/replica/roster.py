@@ -17,6 +17,7 @@ from p2pnode.manifest import RunManifest
 from p2pnode.wire import chain_pb2
 
 MAX_ENTRIES = 128  # members and candidates kept
+MAX_EXCLUDED = 128  # peers that may not come back; with more, the first are forgotten
 
 
 @dataclass(frozen=True)
@@ -34,13 +35,14 @@ class RosterEntry:
 
 @dataclass(frozen=True)
 class CommittedRound:
-    """What a certified round says about peers: its proposal's entries, the counted contributors, and who leaves."""
+    """What a certified round says about peers: its proposal's entries, who counted, who leaves, who is convicted."""
 
     round: int
     entrants: Sequence[PeerId]
     counted: Sequence[PeerId]
     leaving: Sequence[PeerId]
     provisional: bool
+    accused: Sequence[PeerId] = ()  # by evidence that the voters verified
 
 
 def window_of(members: int, window: int) -> int:
@@ -57,6 +59,7 @@ class Roster:
     """Members and candidates, ascending by peer id."""
 
     entries: tuple[RosterEntry, ...]
+    excluded: tuple[PeerId, ...] = ()  # in the order in which they were
 
     @classmethod
     def genesis(cls, manifest: RunManifest, founder: PeerId) -> Roster:
@@ -91,6 +94,9 @@ class Roster:
         rules = manifest.roster
         window = window_of(len(self.members), rules.window)
         entrants, counted, leaving = set(committed.entrants), set(committed.counted), set(committed.leaving)
+        convicted = set(committed.accused) & self.known
+        if convicted.issuperset(self.members):
+            convicted.clear()  # nobody would be left to go on
         before = {entry.peer: entry for entry in self.entries}
         updated: list[RosterEntry] = []
         for peer in sorted(before.keys() | entrants):
@@ -101,7 +107,9 @@ class Roster:
                 committed.round if peer in entrants else old.last_seen,
                 old.member,
             )
-            if rules.anchors:
+            if peer in convicted:
+                gone = True
+            elif rules.anchors:
                 gone = not entry.member and committed.round - entry.last_seen >= window
             elif committed.provisional and old.member and peer not in entrants:
                 gone = True  # a provisional round's roster is the members that it lists
@@ -111,10 +119,11 @@ class Roster:
                 updated.append(entry)
         if not any(entry.member for entry in updated):
             # All members leave at once: they stay on record, so that any of them can take the run up again.
-            stay = [entry for entry in self.entries if entry.member and entry.peer in entrants | leaving]
+            stay = [e for e in self.entries if e.member and e.peer in (entrants | leaving) - convicted]
             merged = {entry.peer: entry for entry in updated} | {entry.peer: entry for entry in stay}
             updated = [merged[peer] for peer in sorted(merged)]
-        return Roster(tuple(_promote(_bounded(updated), manifest)))
+        excluded = [peer for peer in self.excluded if peer not in convicted] + sorted(convicted)
+        return Roster(tuple(_promote(_bounded(updated), manifest)), tuple(excluded[-MAX_EXCLUDED:]))
 
     @cached_property
     def encoded(self) -> bytes:
@@ -132,18 +141,23 @@ class Roster:
             entries=[
                 chain_pb2.RosterEntry(peer=e.peer.key, accepted=e.accepted, last_seen=e.last_seen, member=e.member)
                 for e in self.entries
-            ]
+            ],
+            excluded=[peer.key for peer in self.excluded],
         )
 
     @classmethod
     def from_message(cls, message: chain_pb2.Roster) -> Roster:
-        """Check and convert. ValueError if it is not ascending, too long, or without a member."""
+        """Check and convert. ValueError if it is not ascending, too long, without a member, or excludes wrongly."""
         if not 1 <= len(message.entries) <= MAX_ENTRIES:
             raise ValueError("a roster has 1 to 128 entries")
         keys = [entry.peer for entry in message.entries]
         if any(len(key) != KEY_BYTES for key in keys) or keys != sorted(set(keys)):
             raise ValueError("a roster's entries ascend by peer")
-        roster = cls(tuple(RosterEntry(PeerId(e.peer), e.accepted, e.last_seen, e.member) for e in message.entries))
+        out = list(message.excluded)
+        if len(out) > MAX_EXCLUDED or any(len(key) != KEY_BYTES for key in out) or len({*out, *keys}) < len(out + keys):
+            raise ValueError("a roster excludes at most 128 peers, each once, and none that is on it")
+        entries = tuple(RosterEntry(PeerId(e.peer), e.accepted, e.last_seen, e.member) for e in message.entries)
+        roster = cls(entries, tuple(PeerId(key) for key in out))
         if not roster.members:
             raise ValueError("a roster has a member")
         return roster

@@ -42,6 +42,12 @@ def aggregator_named(name: str) -> Aggregator:
     return aggregators[name]
 
 
+def aggregate_chunk(rules: Rules, chunks: Sequence[bytes | memoryview], weights: Sequence[int], count: int) -> bytes:
+    """One chunk of an output from the same chunk of all accepted rows. count: its values. ValueError as `Codec`."""
+    values = [rules.codec.decode(chunk, count) for chunk in chunks]
+    return rules.codec.encode(aggregator_named(rules.manifest.exchange.aggregation).aggregate(values, weights))
+
+
 def reduce_part(rules: Rules, part: PartRange, rows: Sequence[tuple[PeerId, Row]]) -> tuple[OutputHeader, bytes]:
     """Aggregate the accepted rows of a part: (header without slot, group and root; encoded output).
 
@@ -49,14 +55,13 @@ def reduce_part(rules: Rules, part: PartRange, rows: Sequence[tuple[PeerId, Row]
     """
     if not rows:
         raise reject("output-rows", "no row was accepted")
-    aggregator = aggregator_named(rules.manifest.exchange.aggregation)
     weights = [rules.weight(int(row.commitment.message.steps)) for _, row in rows]
     encoded = []
     for index in range(rules.chunks(part)):
         first, last = rules.chunk_bounds(part, index)
         start, stop = rules.encoded_bounds(part, index)
-        values = [rules.codec.decode(memoryview(row.data)[start:stop], last - first) for _, row in rows]
-        encoded.append(rules.codec.encode(aggregator.aggregate(values, weights)))
+        chunks = [memoryview(row.data)[start:stop] for _, row in rows]
+        encoded.append(aggregate_chunk(rules, chunks, weights, last - first))
     header = OutputHeader(
         part=part.index,
         accepted=[RowEntry(contributor=peer.key, commitment=row.commitment.digest) for peer, row in rows],

@@ -9,10 +9,12 @@ from blake3 import blake3
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from p2pnode.envelope import Signed
+from p2pnode.errors import PeerFault
 from p2pnode.identity import PeerId
 from p2pnode.manifest import DeadlinesSection
 from p2pnode.messages import ENTRY, MAX_ATTEMPT, PROPOSAL
 from p2pnode.replica.proposal import Group, check_group, convener_of, least_contributors
+from p2pnode.round.accusing import accusations, in_entry, unverified
 from p2pnode.round.asking import ask, want_certificate
 from p2pnode.round.context import Context
 from p2pnode.round.deciding import accept
@@ -177,6 +179,7 @@ def _enter(c: Context, attempt: int, now: float) -> None:
         exchange_key=key.public_bytes_raw(),
         contributes=r.offer is not None,
         leaving=c.leaving,
+        evidence=accusations(c),
     )
     if r.lock is not None:
         entry.lock.CopyFrom(r.lock.message)
@@ -201,14 +204,23 @@ def send_entry(c: Context, peers: Iterable[PeerId]) -> None:
 
 
 def _trusted(c: Context) -> dict[PeerId, Signed[RoundEntry]]:
-    """The entries of our attempt, without those whose lock leads nowhere, if the others are a quorum.
+    """The entries of our attempt, without those that accuse by evidence we have not verified; and without those whose
+    lock leads nowhere, if the others are a quorum.
 
     A liar can hold a lock on a Closing that nobody has, or on outputs that it keeps to itself. If the Closing was
     certified after all, each quorum of entries has an honest lock on it.
     """
     entries, roster = c.round.gathering.at(c.round.attempt), c.state.roster
+    entries = {peer: entry for peer, entry in entries.items() if _verified(c, entry.message)}
     rest = {peer: entry for peer, entry in entries.items() if entry.message.lock.closing not in c.round.barren}
     return rest if sum(peer in roster for peer in rest) >= roster.quorum else entries
+
+
+def _verified(c: Context, entry: RoundEntry) -> bool:
+    try:
+        return unverified(c, in_entry(entry)) is None
+    except PeerFault:
+        return False
 
 
 def _leaves(c: Context) -> dict[PeerId, Signed[Leave]]:

@@ -15,6 +15,7 @@ from p2pnode.replica.proposal import Group, check_leave
 from p2pnode.replica.state import GlobalState
 from p2pnode.round.answers import Answers
 from p2pnode.round.effects import Effect, Waiting
+from p2pnode.round.evidence import Evidence, Wanted
 from p2pnode.round.frames import Send
 from p2pnode.round.group_exchange import GroupExchange
 from p2pnode.round.pace import Pace
@@ -62,6 +63,9 @@ class Context:
     )  # of this round or earlier ones, not committed yet
     left: dict[tuple[int, bytes], int] = field(default_factory=dict)  # promises by (round, parent), on other branches
     changed: bool = False  # something was done: look again what can be done
+    evidence: dict[bytes, Evidence] = field(default_factory=dict)  # verified, by digest
+    wanted: dict[bytes, Wanted] = field(default_factory=dict)  # evidence that we asked for
+    hold_until: float = 0.0  # after a restart nothing is signed before the others could tell what we signed
     pace: Pace = field(default_factory=Pace)
     waiting: str = ""
     effects: list[Effect] = field(default_factory=list)

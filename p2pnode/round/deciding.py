@@ -138,9 +138,7 @@ def _measure_rows(c: Context, reduction: Reduction, missing: Set[PeerId], second
     if not missing:
         c.pace.rows.saw(seconds)
     elif overdue:
-        c.pace.rows.missed(
-            ROW_DOUBLINGS
-        )  # whoever stalled may have needed more time: the next wait is longer, but comes later
+        c.pace.rows.missed(ROW_DOUBLINGS)  # it may have needed longer: the next wait is, but comes later
     for peer in missing if overdue else ():
         c.pace.stalled(peer)
     for peer, _ in reduction.complete_rows():

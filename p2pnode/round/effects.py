@@ -12,6 +12,7 @@ from typing import Literal
 from p2pnode.identity import PeerId
 from p2pnode.replica.chain import Certified
 from p2pnode.replica.state import GlobalState
+from p2pnode.round.evidence import Evidence
 from p2pnode.round.frames import Send
 
 
@@ -75,7 +76,14 @@ class Halt:
     reason: str
 
 
-Effect = Send | Persist | Committed | Discarded | Rejected | Waiting | Behind | Halt
+@dataclass(frozen=True)
+class Convicted:
+    """We hold new evidence, verified, against a peer on record: the next rounds exclude it."""
+
+    evidence: Evidence
+
+
+Effect = Send | Persist | Committed | Discarded | Rejected | Waiting | Behind | Halt | Convicted
 
 
 @unique

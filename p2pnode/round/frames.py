@@ -12,6 +12,7 @@ from p2pnode.messages import CLOSING, COMMITMENT, ENTRY, KIB, LEAVE, OUTPUT, PRO
 from p2pnode.replica.chain import MAX_RECORD_BYTES
 
 ENVELOPE_BYTES: Final = 2 * KIB  # around a payload, generously
+EVIDENCE_PIECE: Final = 512 * KIB  # of a serialized Misbehaviour in one frame
 PROOF_BYTES: Final = 2 * KIB  # around a chunk's data: indices and at most 32 sibling hashes
 
 
@@ -30,10 +31,11 @@ class Kind(IntEnum):
     CERTIFICATE = 9
     LEAVE = 10
     WANT = 11
+    EVIDENCE = 12
 
 
 # These share the bulk channel, in order: a commitment precedes its chunks. All else goes ahead of them, on "control".
-BULK: Final = frozenset({Kind.COMMITMENT, Kind.CHUNK, Kind.OUTPUT, Kind.OUTPUT_CHUNK})
+BULK: Final = frozenset({Kind.COMMITMENT, Kind.CHUNK, Kind.OUTPUT, Kind.OUTPUT_CHUNK, Kind.EVIDENCE})
 
 
 def limit(kind: Kind, chunk_bytes: int) -> int:
@@ -50,6 +52,7 @@ def limit(kind: Kind, chunk_bytes: int) -> int:
         Kind.CERTIFICATE: MAX_RECORD_BYTES,
         Kind.LEAVE: LEAVE.max_bytes + ENVELOPE_BYTES,
         Kind.WANT: 128,
+        Kind.EVIDENCE: EVIDENCE_PIECE + 128,
     }
     return limits[kind]
 

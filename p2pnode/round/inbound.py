@@ -30,7 +30,8 @@ from p2pnode.messages import (
     reject,
 )
 from p2pnode.replica.chain import Certified, check_record, decode_record
-from p2pnode.replica.proposal import check_entry, check_group, check_leave
+from p2pnode.replica.proposal import Group, check_entry, check_group, check_leave
+from p2pnode.round.accusing import convict, hand_out, in_entry, take_piece, unverified, want_evidence
 from p2pnode.round.asking import want_certificate_of
 from p2pnode.round.attempts import send_entry
 from p2pnode.round.context import Context
@@ -39,7 +40,7 @@ from p2pnode.round.effects import Behind, Outcome, Rejected, Verdict
 from p2pnode.round.frames import Kind, frame, unframe
 from p2pnode.round.group_exchange import GroupExchange
 from p2pnode.round.reduction import row_of
-from p2pnode.wire.round_pb2 import Chunk, Leave, OutputChunk, Want
+from p2pnode.wire.round_pb2 import Chunk, EvidencePiece, Leave, OutputChunk, RoundEntry, Vote, Want
 
 BEHIND_SECONDS: Final = 1.0  # between two Behind
 DOUBT_SECONDS: Final = 2.0  # between two looks at one peer's other branch; doubles each time
@@ -68,6 +69,8 @@ def take(c: Context, sender: PeerId, data: bytes, now: float) -> Verdict:
             _doubt(c, sender, now)
             raise
     except PeerFault as fault:
+        if isinstance(fault, Equivocation):
+            convict(c, fault)
         c.tell(Rejected(sender, fault.clause, fault.detail))
         return Verdict(Outcome.REJECT, fault.clause)
     except Ignored as ignored:
@@ -80,7 +83,7 @@ def _dispatch(c: Context, sender: PeerId, kind: Kind, payload: bytes, now: float
         case Kind.ENTRY:
             _on_entry(c, sender, payload, now)
         case Kind.PROPOSAL:
-            _on_proposal(c, payload, now)
+            _on_proposal(c, sender, payload, now)
         case Kind.COMMITMENT:
             commitment = _own(sender, COMMITMENT.open(payload))
             check_slot(commitment.message.slot, c.round.base)
@@ -100,11 +103,13 @@ def _dispatch(c: Context, sender: PeerId, kind: Kind, payload: bytes, now: float
             check_slot(closing.message.slot, c.round.base)
             _exchange(c, closing.message.group).take_closing(closing)
         case Kind.VOTE:
-            c.round.ballot.add(_own(sender, VOTE.open(payload)), c.round.base, c.state.roster)
+            _on_vote(c, sender, VOTE.open(payload))
         case Kind.CERTIFICATE:
             _on_certificate(c, sender, payload, now)
         case Kind.LEAVE:
             _on_leave(c, LEAVE.open(payload))
+        case Kind.EVIDENCE:
+            take_piece(c, sender, _decode(EvidencePiece, payload, "evidence-piece"), now)
         case Kind.WANT:
             _on_want(c, sender, _decode(Want, payload, "want-form"), now)
 
@@ -132,7 +137,10 @@ def _exchange(c: Context, digest: bytes) -> GroupExchange:
 
 def _on_entry(c: Context, sender: PeerId, payload: bytes, now: float) -> None:
     r = c.round
-    entry = _own(sender, ENTRY.open(payload))
+    entry = ENTRY.open(payload)
+    if _on_mine(c, sender, entry):
+        return
+    _own(sender, entry)
     try:
         attempt = check_slot(entry.message.slot, r.base)
     except StaleRound:
@@ -143,6 +151,9 @@ def _on_entry(c: Context, sender: PeerId, payload: bytes, now: float) -> None:
     r.gathering.make_room(sender, c.me, r.base, c.state.roster, c.rules.manifest)
     new = r.gathering.add(entry)
     c.vain.discard(sender)
+    missing = unverified(c, in_entry(entry.message))
+    if missing is not None:
+        want_evidence(c, missing, sender, now)
     if r.group is not None and entry.sender not in r.group.entries:
         c.hope_for(sender)
     if attempt < r.attempt:
@@ -151,7 +162,20 @@ def _on_entry(c: Context, sender: PeerId, payload: bytes, now: float) -> None:
         raise Ignored("entry-known")
 
 
-def _on_proposal(c: Context, payload: bytes, now: float) -> None:
+def _on_mine(c: Context, sender: PeerId, signed: Signed[RoundEntry] | Signed[Vote]) -> bool:
+    """Whether it is of our own hand, shown to us after a restart. If we don't know of it, our disk is older than it:
+    then we sign nothing more in this round, or it could be told against us."""
+    if signed.sender != c.me or sender == c.me:
+        return False
+    r = c.round
+    attempt = check_slot(signed.message.slot, r.base)
+    known = max(r.promised, r.lock.attempt if r.lock else -1)
+    if attempt > known and c.state.roster.members != (c.me,):
+        r.barred = True
+    return True
+
+
+def _on_proposal(c: Context, sender: PeerId, payload: bytes, now: float) -> None:
     r = c.round
     proposal = PROPOSAL.open(payload)
     if proposal.digest in r.groups:
@@ -162,6 +186,11 @@ def _on_proposal(c: Context, payload: bytes, now: float) -> None:
         if known.attempt == attempt and known.proposal.sender == proposal.sender:
             raise Equivocation("proposal-equivocation", known.proposal, proposal)
     group = check_group(proposal, r.base, c.state.roster, c.rules.manifest, c.rules.values)
+    missing = unverified(c, group.accusations | group.exchange.accusations)
+    if missing is not None:
+        want_evidence(c, missing, sender, now)
+        raise NotYet("proposal-unverified", missing)
+    _compare(c, group)
     r.learn(group)
     r.forget_old(proposal.digest)
     if group.attempt < r.promised or (r.group is not None and group.attempt <= r.group.attempt):
@@ -170,6 +199,28 @@ def _on_proposal(c: Context, payload: bytes, now: float) -> None:
         r.too_early = group
         raise Ignored("proposal-provisional-early")
     accept(c, group, now)
+
+
+def _compare(c: Context, group: Group) -> None:
+    """The entries that a proposal lists may be others than their signers sent to us."""
+    known = c.round.gathering.at(group.attempt)
+    for peer, entry in group.entries.items():
+        if peer in known and known[peer].digest != entry.digest:
+            convict(c, Equivocation("entry-equivocation", known[peer], entry))
+
+
+def _on_vote(c: Context, sender: PeerId, vote: Signed[Vote]) -> None:
+    r = c.round
+    if _on_mine(c, sender, vote):
+        return
+    r.ballot.add(_own(sender, vote), r.base, c.state.roster)
+    group = r.groups.get(vote.message.group)
+    closing = r.exchange_for(group).closing if group is not None else None
+    if closing is not None and closing.digest != vote.message.closing and vote.message.closing not in r.closings_asked:
+        # One of two Closings for one group: both together convict the convener.
+        r.closings_asked.add(vote.message.closing)
+        want = Want(kind=Want.CLOSING, digest=vote.message.closing)
+        c.send([sender], [frame(Kind.WANT, want.SerializeToString())])
 
 
 def _on_chunk(c: Context, sender: PeerId, payload: bytes) -> None:
@@ -257,6 +308,14 @@ def _on_want(c: Context, sender: PeerId, want: Want, now: float) -> None:
         _send_certificate(c, sender, int(want.round), now)
         return
     asked = want.SerializeToString(deterministic=True)
+    if want.kind == Want.EVIDENCE and want.digest in c.evidence:
+        _once_in_a_while(c, sender, asked, now)
+        hand_out(c, sender, c.evidence[want.digest])
+        return
+    if want.kind == Want.MINE:
+        _once_in_a_while(c, sender, asked, now)
+        _show_own(c, sender)
+        return
     exchanges = list(c.round.exchanges.values())
     exchanges += [past.exchange for past in c.past.values() if past.exchange is not None]
     for exchange in exchanges:
@@ -282,6 +341,15 @@ def _on_want(c: Context, sender: PeerId, want: Want, now: float) -> None:
             c.send([sender], output.frames(), bulk=True)
             return
     raise Ignored("want-unknown")
+
+
+def _show_own(c: Context, peer: PeerId) -> None:
+    """The highest entry and vote of `peer` in our round: it was restarted, and asks."""
+    entries = c.round.gathering.by_sender.get(peer, {})
+    votes = {attempt: by[peer] for attempt, by in c.round.ballot.by_attempt.items() if peer in by}
+    frames = [frame(Kind.ENTRY, entries[max(entries)].raw)] if entries else []
+    frames += [frame(Kind.VOTE, votes[max(votes)].raw)] if votes else []
+    c.send([peer], frames)
 
 
 def _once_in_a_while(c: Context, peer: PeerId, asked: bytes, now: float) -> None:

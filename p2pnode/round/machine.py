@@ -26,8 +26,9 @@ from p2pnode.round.frames import Kind, frame
 from p2pnode.round.inbound import take
 from p2pnode.round.progress import EARLY_BYTES, Durable, Early, encode_update
 from p2pnode.round.rules import Rules
-from p2pnode.wire.round_pb2 import Leave
+from p2pnode.wire.round_pb2 import Leave, Want
 
+OWN_SECONDS: Final = 1.0  # after a start, for the others to show what they have of our signatures
 LEAVE_STEP: Final = 1000  # attempts of the round that a leave gives up; below MAX_JUMP, so that others can follow
 
 
@@ -54,6 +55,17 @@ class RoundMachine:
         self._c.left = durable.left()
         if not durable.tells_of(progress.base):
             progress.come_back(self._c.left.get((progress.base.round, progress.base.parent), -1))
+        self._ask_for_own(now)
+
+    def _ask_for_own(self, now: float) -> None:
+        """A disk that was restored from a backup does not know what we signed since: ask, before we sign anything."""
+        c = self._c
+        others = [peer for peer in c.state.roster.members if peer != c.me]
+        began = c.durable.promise is not None or c.state.round > 0
+        if others and began and c.me in c.state.roster.known:
+            c.hold_until = now + OWN_SECONDS
+            want = Want(kind=Want.MINE, round=c.round.base.round)
+            c.send(others, [frame(Kind.WANT, want.SerializeToString())])
 
     # what the driver asks
 
@@ -179,6 +191,8 @@ class RoundMachine:
                 group, r.too_early = r.too_early, None
                 if group.attempt >= r.promised and (r.group is None or group.attempt > r.group.attempt):
                     accept(c, group, now)
+            if now < c.hold_until:
+                continue
             if r.group is not None:
                 exchange_step(c, r.group, now)
             if r.offered and not c.changed:

@@ -163,6 +163,7 @@ class Progress:
     lock: Lock | None = None
     certificate: Certified | None = None  # checked, but its outputs are still missing
     barren: set[bytes] = field(default_factory=set)  # Closings whose outputs could not be had
+    closings_asked: set[bytes] = field(default_factory=set)  # named by votes, other than ours
     locks_asked: dict[bytes, float] = field(default_factory=dict)  # Closings that we lack, and since when
     late: set[PeerId] = field(default_factory=set)  # entered too late for the group: expected in the next round
     next_want: float = 0.0

@@ -44,6 +44,7 @@ EVENTS: Final[Mapping[str, tuple[str, ...]]] = {
     "resync": ("round", "common", "lost", "state_digest"),
     "discarded": ("round", "attempt", "reason"),
     "rejected": ("clause", "peer", "round"),
+    "evidence": ("accused", "clause", "round", "digest", "file"),
     "peer": ("peer", "change"),
     "notice": ("text",),
     "result": ("measures", "confusion", "model", "round", "state_digest"),

@@ -21,7 +21,7 @@ from p2pnode.ui.text import (
     format_seconds,
     number,
 )
-from p2pnode.ui.view import RunView, discarded_line, peer_line, rejected_line, resync_line, round_line
+from p2pnode.ui.view import RunView, discarded_line, evidence_line, peer_line, rejected_line, resync_line, round_line
 
 QUIET_BETWEEN_ROUNDS: Final = 1.0  # seconds; rounds that come faster share a line
 LONG_WAIT: Final = 3.0  # seconds; shorter waits are not worth a line
@@ -161,6 +161,8 @@ class PlainScreen(Screen):
             self._on_joined(fields)
         elif event == "resync":
             self._say(resync_line(fields))
+        elif event == "evidence":
+            self._say(evidence_line(fields))
         elif event == "discarded":
             self._say(discarded_line(fields))
         elif event == "rejected":

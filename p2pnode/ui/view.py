@@ -124,6 +124,9 @@ class RunView:
         self.rejected += 1
         self.notices.append(rejected_line(fields))
 
+    def _on_evidence(self, fields: Mapping[str, Any], now: float) -> None:
+        self.notices.append(evidence_line(fields))
+
     def _on_peer(self, fields: Mapping[str, Any], now: float) -> None:
         self.notices.append(peer_line(fields))
 
@@ -174,6 +177,12 @@ def rejected_line(fields: Mapping[str, Any]) -> str:
     """A `rejected` event in words."""
     where = "" if fields.get("round") is None else f" in round {fields['round']}"
     return f"refused what {short_peer(fields.get('peer'))} sent{where}: {clean(fields.get('clause'))}"
+
+
+def evidence_line(fields: Mapping[str, Any]) -> str:
+    """An `evidence` event in words."""
+    peer, clause = short_peer(fields.get("accused")), clean(fields.get("clause"))
+    return f"peer {peer} broke the protocol in round {fields.get('round')}, and it is proven: {clause}"
 
 
 def peer_line(fields: Mapping[str, Any]) -> str:

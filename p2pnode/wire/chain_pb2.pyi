@@ -19,10 +19,12 @@ class RosterEntry(_message.Message):
     def __init__(self, peer: _Optional[bytes] = ..., accepted: _Optional[int] = ..., last_seen: _Optional[int] = ..., member: _Optional[bool] = ...) -> None: ...
 
 class Roster(_message.Message):
-    __slots__ = ("entries",)
+    __slots__ = ("entries", "excluded")
     ENTRIES_FIELD_NUMBER: _ClassVar[int]
+    EXCLUDED_FIELD_NUMBER: _ClassVar[int]
     entries: _containers.RepeatedCompositeFieldContainer[RosterEntry]
-    def __init__(self, entries: _Optional[_Iterable[_Union[RosterEntry, _Mapping]]] = ...) -> None: ...
+    excluded: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, entries: _Optional[_Iterable[_Union[RosterEntry, _Mapping]]] = ..., excluded: _Optional[_Iterable[bytes]] = ...) -> None: ...
 
 class StateHeader(_message.Message):
     __slots__ = ("run", "round", "parent", "roster", "tensors")

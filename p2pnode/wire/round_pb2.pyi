@@ -31,6 +31,14 @@ class Lock(_message.Message):
     state_digest: bytes
     def __init__(self, attempt: _Optional[int] = ..., closing: _Optional[bytes] = ..., state_digest: _Optional[bytes] = ...) -> None: ...
 
+class Accusation(_message.Message):
+    __slots__ = ("digest", "accused")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ACCUSED_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    accused: bytes
+    def __init__(self, digest: _Optional[bytes] = ..., accused: _Optional[bytes] = ...) -> None: ...
+
 class RoundEntry(_message.Message):
     __slots__ = ("slot", "lock", "nonce_digest", "bandwidth", "exchange_key", "evidence", "revocation_version", "contributes", "leaving")
     SLOT_FIELD_NUMBER: _ClassVar[int]
@@ -47,11 +55,11 @@ class RoundEntry(_message.Message):
     nonce_digest: bytes
     bandwidth: int
     exchange_key: bytes
-    evidence: _containers.RepeatedScalarFieldContainer[bytes]
+    evidence: _containers.RepeatedCompositeFieldContainer[Accusation]
     revocation_version: int
     contributes: bool
     leaving: bool
-    def __init__(self, slot: _Optional[_Union[Slot, _Mapping]] = ..., lock: _Optional[_Union[Lock, _Mapping]] = ..., nonce_digest: _Optional[bytes] = ..., bandwidth: _Optional[int] = ..., exchange_key: _Optional[bytes] = ..., evidence: _Optional[_Iterable[bytes]] = ..., revocation_version: _Optional[int] = ..., contributes: _Optional[bool] = ..., leaving: _Optional[bool] = ...) -> None: ...
+    def __init__(self, slot: _Optional[_Union[Slot, _Mapping]] = ..., lock: _Optional[_Union[Lock, _Mapping]] = ..., nonce_digest: _Optional[bytes] = ..., bandwidth: _Optional[int] = ..., exchange_key: _Optional[bytes] = ..., evidence: _Optional[_Iterable[_Union[Accusation, _Mapping]]] = ..., revocation_version: _Optional[int] = ..., contributes: _Optional[bool] = ..., leaving: _Optional[bool] = ...) -> None: ...
 
 class Part(_message.Message):
     __slots__ = ("reducer", "start", "stop", "deputy")
@@ -205,6 +213,18 @@ class Leave(_message.Message):
     lock: Lock
     def __init__(self, slot: _Optional[_Union[Slot, _Mapping]] = ..., lock: _Optional[_Union[Lock, _Mapping]] = ...) -> None: ...
 
+class EvidencePiece(_message.Message):
+    __slots__ = ("digest", "size", "offset", "data")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SIZE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    size: int
+    offset: int
+    data: bytes
+    def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
 class Want(_message.Message):
     __slots__ = ("kind", "digest", "round", "part", "index")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
@@ -216,6 +236,8 @@ class Want(_message.Message):
         ROW: _ClassVar[Want.Kind]
         CHUNK: _ClassVar[Want.Kind]
         CERTIFICATE: _ClassVar[Want.Kind]
+        EVIDENCE: _ClassVar[Want.Kind]
+        MINE: _ClassVar[Want.Kind]
     NOTHING: Want.Kind
     PROPOSAL: Want.Kind
     CLOSING: Want.Kind
@@ -223,6 +245,8 @@ class Want(_message.Message):
     ROW: Want.Kind
     CHUNK: Want.Kind
     CERTIFICATE: Want.Kind
+    EVIDENCE: Want.Kind
+    MINE: Want.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]

@@ -27,7 +27,7 @@ def manifest(provisional_after: float = 1.0) -> RunManifest:
     return make_manifest(
         identities(1)[0].peer_id,
         roster=RosterSection(provisional_after=provisional_after, company_wait=0.1),
-        deadlines=DeadlinesSection(gather=0.5, contribute=1, close=1, vote=1),
+        deadlines=DeadlinesSection(gather=1, contribute=3, close=3, vote=3),
     )
 
 
@@ -84,7 +84,7 @@ def test_two_halves_that_went_on_apart_become_one(tmp_path: Path) -> None:
         assert len(tips(nodes)) == 2, "the fault fired: two branches"
         await meet(nodes, network)
         at = max(node.state.round for node in nodes)
-        await until(lambda: len(tips(nodes)) == 1 and min(n.state.round for n in nodes) > at + 2, 25)
+        await until(lambda: len(tips(nodes)) == 1 and min(n.state.round for n in nodes) > at + 2, 40)
         lost = [[any(adopted.lost for adopted in node.adopted()) for node in half] for half in (left, right)]
         assert [any(half) for half in lost].count(True) == 1, "one side lost rounds, the other none"
         # and the losers take part again, and vote after probation
