@@ -16,6 +16,7 @@ from p2pnode.messages import ENTRY, MAX_ATTEMPT, PROPOSAL
 from p2pnode.replica.proposal import Group, check_group, convener_of, least_contributors
 from p2pnode.round.accusing import accusations, in_entry, unverified
 from p2pnode.round.asking import ask, want_certificate
+from p2pnode.round.audit import NONCE_BYTES
 from p2pnode.round.context import Context
 from p2pnode.round.deciding import accept
 from p2pnode.round.effects import Discarded, Persist
@@ -28,6 +29,7 @@ from p2pnode.wire.round_pb2 import Leave, Relock, RoundEntry, Want
 RESEND_SECONDS: Final = 1.5  # an entry that got no proposal yet is sent again
 JUMP_SECONDS: Final = 0.5  # waited at an attempt before following others to a higher one
 GRACE_SECONDS: Final = 2.0  # given to a convener beyond the gathering deadline
+KEPT_NONCES: Final = 16  # attempts whose nonce we can still reveal
 LOCK_SECONDS: Final = 3.0  # in which the holders of a lock are to show its Closing
 MAX_JUMP: Final = 1024  # attempts skipped at once on the word of a few
 
@@ -171,10 +173,13 @@ def _enter(c: Context, attempt: int, now: float) -> None:
     r.attempt = r.promised = attempt
     r.entered_at, r.quorum_at, r.resend_at = now, None, now + RESEND_SECONDS
     promise(c, attempt)
+    nonce = r.nonces[attempt] = c.random(NONCE_BYTES)
+    while len(r.nonces) > KEPT_NONCES:
+        del r.nonces[min(r.nonces)]
     key = X25519PrivateKey.from_private_bytes(c.random(32)).public_key()
     entry = RoundEntry(
         slot=r.base.at(attempt),
-        nonce_digest=blake3(c.random(32)).digest(),
+        nonce_digest=blake3(nonce).digest(),
         bandwidth=c.bandwidth,
         exchange_key=key.public_bytes_raw(),
         contributes=r.offer is not None,

@@ -89,16 +89,15 @@ class Contribution:
             mechanism=self._update.mechanism,
         )
 
+    def chunk(self, part: PartRange, index: int) -> tuple[bytes, list[bytes]]:
+        """A chunk's bytes, and their proof."""
+        start, stop = self._layout.rules.encoded_bounds(part, index)
+        return self.encoded[part.index][start:stop], self.tree.proof(self._layout.first_leaf[part.index] + index)
+
     def chunk_frame(self, part: PartRange, index: int) -> bytes:
         """The frame of one chunk with its proof."""
-        start, stop = self._layout.rules.encoded_bounds(part, index)
-        chunk = Chunk(
-            group=self._group.digest,
-            part=part.index,
-            index=index,
-            data=self.encoded[part.index][start:stop],
-            proof=self.tree.proof(self._layout.first_leaf[part.index] + index),
-        )
+        data, proof = self.chunk(part, index)
+        chunk = Chunk(group=self._group.digest, part=part.index, index=index, data=data, proof=proof)
         return frame(Kind.CHUNK, chunk.SerializeToString())
 
     def row(self, part: PartRange, commitment: Signed[Commitment]) -> RowFrames:
@@ -136,6 +135,7 @@ class Row:
         self._rules, self._part = rules, part
         self._layout = Layout(rules, group.parts)
         self._missing = set(range(rules.chunks(part)))
+        self._proofs: dict[int, tuple[bytes, ...]] = {}
         self._sum_of_squares = 0.0
         self._bad_chunks = 0
 
@@ -177,7 +177,15 @@ class Row:
         except PeerFault as fault:
             raise self._refuse(fault.clause, fault.detail) from None
         self.data[start:stop] = chunk.data
+        self._proofs[index] = tuple(chunk.proof)
         self._missing.discard(index)
+
+    def chunk(self, index: int) -> tuple[bytes, tuple[bytes, ...]] | None:
+        """A chunk that came in, with its proof: for an auditor."""
+        if index not in self._proofs:
+            return None
+        start, stop = self._rules.encoded_bounds(self._part, index)
+        return bytes(self.data[start:stop]), self._proofs[index]
 
     def fill(self, data: bytes) -> None:
         """Our own row: encoded and checked by `Contribution` already."""

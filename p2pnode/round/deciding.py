@@ -15,6 +15,7 @@ from p2pnode.replica.outer import outer_step, self_test
 from p2pnode.replica.proposal import Group
 from p2pnode.replica.state import GlobalState
 from p2pnode.round.asking import GRACE_SECONDS, want_certificate, want_outputs
+from p2pnode.round.auditing import audited
 from p2pnode.round.context import Context, Past
 from p2pnode.round.contribution import Contribution
 from p2pnode.round.effects import Committed, Halt, Persist, Rejected
@@ -82,7 +83,7 @@ def exchange_step(c: Context, group: Group, now: float) -> None:
             r.next_want = now + GRACE_SECONDS
             c.changed = True
     try:
-        if _may_vote(c, group, exchange) and exchange.closed():
+        if exchange.closed() and audited(c, group, exchange, now) and _may_vote(c, group, exchange):
             _vote(c, group, exchange)
     except PeerFault as fault:
         c.tell(Rejected(group.exchange.proposal.sender, fault.clause, fault.detail))

@@ -32,10 +32,13 @@ class Kind(IntEnum):
     LEAVE = 10
     WANT = 11
     EVIDENCE = 12
+    REVEAL = 13
+    AUDITED = 14
+    AUDIT_ROW = 15
 
 
 # These share the bulk channel, in order: a commitment precedes its chunks. All else goes ahead of them, on "control".
-BULK: Final = frozenset({Kind.COMMITMENT, Kind.CHUNK, Kind.OUTPUT, Kind.OUTPUT_CHUNK, Kind.EVIDENCE})
+BULK: Final = frozenset({Kind.COMMITMENT, Kind.CHUNK, Kind.OUTPUT, Kind.OUTPUT_CHUNK, Kind.EVIDENCE, Kind.AUDIT_ROW})
 
 
 def limit(kind: Kind, chunk_bytes: int) -> int:
@@ -51,7 +54,10 @@ def limit(kind: Kind, chunk_bytes: int) -> int:
         Kind.VOTE: VOTE.max_bytes + ENVELOPE_BYTES,
         Kind.CERTIFICATE: MAX_RECORD_BYTES,
         Kind.LEAVE: LEAVE.max_bytes + ENVELOPE_BYTES,
-        Kind.WANT: 128,
+        Kind.WANT: 192,
+        Kind.REVEAL: 128,
+        Kind.AUDITED: 512,
+        Kind.AUDIT_ROW: chunk_bytes + PROOF_BYTES + COMMITMENT.max_bytes + ENVELOPE_BYTES,
         Kind.EVIDENCE: EVIDENCE_PIECE + 128,
     }
     return limits[kind]

@@ -34,13 +34,25 @@ from p2pnode.replica.proposal import Group, check_entry, check_group, check_leav
 from p2pnode.round.accusing import convict, hand_out, in_entry, take_piece, unverified, want_evidence
 from p2pnode.round.asking import want_certificate_of
 from p2pnode.round.attempts import send_entry
+from p2pnode.round.auditing import answer_audit, take_audit_row, take_audited, take_reveal
 from p2pnode.round.context import Context
 from p2pnode.round.deciding import accept
 from p2pnode.round.effects import Behind, Outcome, Rejected, Verdict
 from p2pnode.round.frames import Kind, frame, unframe
 from p2pnode.round.group_exchange import GroupExchange
 from p2pnode.round.reduction import row_of
-from p2pnode.wire.round_pb2 import Chunk, EvidencePiece, Leave, OutputChunk, RoundEntry, Vote, Want
+from p2pnode.wire.round_pb2 import (
+    Audited,
+    AuditRow,
+    Chunk,
+    EvidencePiece,
+    Leave,
+    OutputChunk,
+    Reveal,
+    RoundEntry,
+    Vote,
+    Want,
+)
 
 BEHIND_SECONDS: Final = 1.0  # between two Behind
 DOUBT_SECONDS: Final = 2.0  # between two looks at one peer's other branch; doubles each time
@@ -108,6 +120,12 @@ def _dispatch(c: Context, sender: PeerId, kind: Kind, payload: bytes, now: float
             _on_certificate(c, sender, payload, now)
         case Kind.LEAVE:
             _on_leave(c, LEAVE.open(payload))
+        case Kind.REVEAL:
+            take_reveal(c, sender, _decode(Reveal, payload, "reveal-form"))
+        case Kind.AUDITED:
+            take_audited(c, sender, _decode(Audited, payload, "audited-form"))
+        case Kind.AUDIT_ROW:
+            take_audit_row(c, _decode(AuditRow, payload, "audit-row"))
         case Kind.EVIDENCE:
             take_piece(c, sender, _decode(EvidencePiece, payload, "evidence-piece"), now)
         case Kind.WANT:
@@ -329,6 +347,10 @@ def _on_want(c: Context, sender: PeerId, want: Want, now: float) -> None:
             else:
                 c.send([sender], exchange.contribution.row(part, exchange.commitments[c.me]), bulk=True)
             return
+        if want.kind == Want.AUDIT and want.digest == exchange.group.digest:
+            _once_in_a_while(c, sender, asked, now)
+            if answer_audit(c, exchange, sender, want):
+                return
         closing = exchange.closing
         if want.kind == Want.CLOSING and closing is not None and closing.digest == want.digest:
             _once_in_a_while(c, sender, asked, now)

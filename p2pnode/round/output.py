@@ -72,6 +72,11 @@ class Output:
         self.data[start:stop] = chunk.data
         self._missing.discard(index)
 
+    def chunk(self, index: int) -> tuple[bytes, list[bytes]]:
+        """A chunk's bytes, and their proof; once `complete`."""
+        start, stop = self._rules.encoded_bounds(self.part, index)
+        return bytes(self.data[start:stop]), self.frames().tree.proof(index)
+
     def frames(self) -> OutputFrames:
         """The header, then all chunks with their proofs."""
         if self._tree is None:

@@ -14,6 +14,7 @@ from p2pnode.messages import CLOSING, OUTPUT, PROPOSAL, SlotBase
 from p2pnode.replica.chain import Certified, Link, check_outputs
 from p2pnode.replica.proposal import Group, check_group
 from p2pnode.replica.state import GlobalState
+from p2pnode.round.audit import Audit
 from p2pnode.round.ballot import Ballot
 from p2pnode.round.contribution import Update
 from p2pnode.round.gathering import Gathering
@@ -162,6 +163,9 @@ class Progress:
     barred: bool = False  # we were further before a restart: what we signed in this round is not on record any more
     lock: Lock | None = None
     certificate: Certified | None = None  # checked, but its outputs are still missing
+    nonces: dict[int, bytes] = field(default_factory=dict)  # ours, by attempt: revealed after a Closing
+    early_nonces: dict[bytes, dict[PeerId, bytes]] = field(default_factory=dict)  # others', by Closing
+    audits: dict[bytes, Audit] = field(default_factory=dict)  # by Closing
     barren: set[bytes] = field(default_factory=set)  # Closings whose outputs could not be had
     closings_asked: set[bytes] = field(default_factory=set)  # named by votes, other than ours
     locks_asked: dict[bytes, float] = field(default_factory=dict)  # Closings that we lack, and since when

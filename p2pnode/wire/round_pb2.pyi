@@ -213,6 +213,38 @@ class Leave(_message.Message):
     lock: Lock
     def __init__(self, slot: _Optional[_Union[Slot, _Mapping]] = ..., lock: _Optional[_Union[Lock, _Mapping]] = ...) -> None: ...
 
+class Reveal(_message.Message):
+    __slots__ = ("closing", "nonce")
+    CLOSING_FIELD_NUMBER: _ClassVar[int]
+    NONCE_FIELD_NUMBER: _ClassVar[int]
+    closing: bytes
+    nonce: bytes
+    def __init__(self, closing: _Optional[bytes] = ..., nonce: _Optional[bytes] = ...) -> None: ...
+
+class Audited(_message.Message):
+    __slots__ = ("closing", "parts")
+    CLOSING_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    closing: bytes
+    parts: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, closing: _Optional[bytes] = ..., parts: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class AuditRow(_message.Message):
+    __slots__ = ("group", "part", "index", "commitment", "data", "proof")
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
+    COMMITMENT_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
+    group: bytes
+    part: int
+    index: int
+    commitment: bytes
+    data: bytes
+    proof: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, group: _Optional[bytes] = ..., part: _Optional[int] = ..., index: _Optional[int] = ..., commitment: _Optional[bytes] = ..., data: _Optional[bytes] = ..., proof: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
 class EvidencePiece(_message.Message):
     __slots__ = ("digest", "size", "offset", "data")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -226,7 +258,7 @@ class EvidencePiece(_message.Message):
     def __init__(self, digest: _Optional[bytes] = ..., size: _Optional[int] = ..., offset: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Want(_message.Message):
-    __slots__ = ("kind", "digest", "round", "part", "index")
+    __slots__ = ("kind", "digest", "round", "part", "index", "peer")
     class Kind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
         __slots__ = ()
         NOTHING: _ClassVar[Want.Kind]
@@ -237,6 +269,7 @@ class Want(_message.Message):
         CHUNK: _ClassVar[Want.Kind]
         CERTIFICATE: _ClassVar[Want.Kind]
         EVIDENCE: _ClassVar[Want.Kind]
+        AUDIT: _ClassVar[Want.Kind]
         MINE: _ClassVar[Want.Kind]
     NOTHING: Want.Kind
     PROPOSAL: Want.Kind
@@ -246,15 +279,18 @@ class Want(_message.Message):
     CHUNK: Want.Kind
     CERTIFICATE: Want.Kind
     EVIDENCE: Want.Kind
+    AUDIT: Want.Kind
     MINE: Want.Kind
     KIND_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     INDEX_FIELD_NUMBER: _ClassVar[int]
+    PEER_FIELD_NUMBER: _ClassVar[int]
     kind: Want.Kind
     digest: bytes
     round: int
     part: int
     index: int
-    def __init__(self, kind: _Optional[_Union[Want.Kind, str]] = ..., digest: _Optional[bytes] = ..., round: _Optional[int] = ..., part: _Optional[int] = ..., index: _Optional[int] = ...) -> None: ...
+    peer: bytes
+    def __init__(self, kind: _Optional[_Union[Want.Kind, str]] = ..., digest: _Optional[bytes] = ..., round: _Optional[int] = ..., part: _Optional[int] = ..., index: _Optional[int] = ..., peer: _Optional[bytes] = ...) -> None: ...
