@@ -24,7 +24,7 @@ from p2pnode.replica.state import GlobalState
 from p2pnode.round.contribution import Update
 from p2pnode.round.effects import Behind, Committed
 from p2pnode.round.rules import Rules
-from p2pnode.sync import ChainLog, History, SyncServer
+from p2pnode.sync import ChainLog, History, StateStore, SyncServer
 from p2pnode.transport.base import Transport
 from p2pnode.wire.round_pb2 import Mechanism
 
@@ -41,12 +41,15 @@ class LabNode:
         self.transport = transport
         self.exchange = GradientExchange(rules, identity, transport, Journal(folder / "journal"))
         self.log = ChainLog(folder / "chain.log")
-        self.history = History(Link.of(first), self.log, manifest, rules.values, time.monotonic())
+        self.history = History(Link.of(first), self.log, manifest, rules.values, time.time())
+        self.states = StateStore(folder / "states", rules)
         self.server = SyncServer(manifest, b"")
         self.server.register(transport)
         self.server.serve(self.history)
         self.server.add(first)
-        self.catch_up = CatchUp(manifest, self.exchange, transport, self.history, self.server, lambda line: None)
+        self.catch_up = CatchUp(
+            manifest, self.exchange, transport, self.history, self.server, self.states, lambda line: None
+        )
         self.work_seconds = 0.05
         self._first = first
         self._tasks: list[asyncio.Task[None]] = []
@@ -66,7 +69,8 @@ class LabNode:
         self.log.close()
 
     def _keep(self, outcome: Committed) -> None:
-        self.history.append(outcome.certified.link, outcome.certified.record, time.monotonic())
+        self.states.write_outputs(outcome.state, outcome.outputs)
+        self.history.append(outcome.certified.link, outcome.certified.record, time.time())
         self.server.add(outcome.state)
 
     async def _follow(self) -> None:

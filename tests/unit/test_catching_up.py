@@ -216,16 +216,19 @@ def test_history_goes_back_and_on(tmp_path: Path) -> None:
             copy.append(links[5], b"", 9.0)
         assert copy.link_at(3) == links[3]
         assert copy.waited(3, 10.0) == 7.0
-        copy.back_to(2)
-        assert copy.tip == links[2]
-        assert copy.digest_at(3) is None and copy.record_at(3) is None
+        with pytest.raises(ValueError, match="round 4 after round 2"):
+            copy.follow(2, links[4:5], [records[4] or b""], 20.0)
+        copy.follow(2, links[3:4], [records[3] or b""], 20.0)
+        assert copy.tip == links[3]
+        assert copy.digest_at(4) is None and copy.record_at(4) is None
         with pytest.raises(ValueError, match="not between"):
-            copy.link_at(3)
-        copy.append(links[3], records[3] or b"", 20.0)
+            copy.link_at(4)
         assert copy.record_at(3) == records[3]
         assert copy.record_at(2) == records[2]
-        copy.back_to(0)
-        assert copy.tip == links[0]
+        again, notices = History.open(ChainLog(tmp_path / "log"), rules, VALUES)
+        assert not notices
+        assert again.tip == links[3] and again.digest_at(4) is None
+        assert again.waited(3, 21.0) == 1.0 and again.waited(2, 21.0) == 19.0
 
     lab(tmp_path, 2, test)
 
