@@ -149,7 +149,8 @@ class StateStore:
                 raise _Damaged(f"is damaged ({error})") from None
             tensors = np.fromfile(opened, dtype="<f4", count=total).astype(np.float32, copy=False)
         state = GlobalState(record.run, int(record.round), record.header.parent, roster, tensors, values)
-        if state.digest != history.digest_at(file.round):
+        attested = history.digest_at(file.round)
+        if not (state.digest == record.state_digest == attested and state.header == record.header):
             raise _Damaged("is damaged: it is not the state that the chain attests")
         return state
 

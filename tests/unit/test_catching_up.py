@@ -85,6 +85,7 @@ def test_two_halves_that_went_on_apart_become_one(tmp_path: Path) -> None:
         await meet(nodes, network)
         at = max(node.state.round for node in nodes)
         await until(lambda: len(tips(nodes)) == 1 and min(n.state.round for n in nodes) > at + 2, 40)
+        await until(lambda: any(node.adopted() for node in nodes), 1)
         lost = [[any(adopted.lost for adopted in node.adopted()) for node in half] for half in (left, right)]
         assert [any(half) for half in lost].count(True) == 1, "one side lost rounds, the other none"
         # and the losers take part again, and vote after probation
