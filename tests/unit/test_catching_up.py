@@ -14,7 +14,7 @@ from p2pnode.replica.branches import credible
 from p2pnode.replica.chain import decode_record
 from p2pnode.replica.state import GlobalState
 from p2pnode.round.effects import Committed
-from p2pnode.sync import ChainLog, History, SyncClient
+from p2pnode.sync import ChainLog, History, StateStore, SyncClient
 from p2pnode.transport.base import TransportOptions
 from p2pnode.transport.memory import MemoryNetwork, MemoryTransport
 from tests.support.cluster import VALUES, full_roster, genesis, identities, make_manifest
@@ -34,11 +34,12 @@ def manifest(provisional_after: float = 1.0) -> RunManifest:
 def lab(
     tmp_path: Path, count: int, test: Test, *, founders: int | None = None, rules: RunManifest | None = None
 ) -> None:
-    """Run `test` with so many nodes that all know each other."""
+    """Run `test` with so many nodes that all know each other. Afterwards each node's state can be had from its disk."""
+    nodes: list[LabNode] = []
+    run_manifest = manifest()
 
     async def run() -> None:
-        network, nodes = MemoryNetwork(seed=1), []
-        run_manifest = manifest()
+        network = MemoryNetwork(seed=1)
         keys = identities(count)
         first = genesis(run_manifest, full_roster(key.peer_id for key in keys))
         async with AsyncExitStack() as stack:
@@ -54,6 +55,12 @@ def lab(
             await test(nodes, network)
 
     asyncio.run(asyncio.wait_for(run(), 60))
+    for node in nodes:
+        history, notices = History.open(ChainLog(node.files.chain), run_manifest, VALUES)
+        state, more = StateStore(node.files.states, node.exchange.rules).recover(history)
+        assert not notices + more
+        assert history.tip.digest == node.history.tip.digest
+        assert state is not None and state.digest == history.tip.digest
 
 
 def tips(nodes: list[LabNode]) -> set[bytes]:

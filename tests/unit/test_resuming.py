@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from p2pnode.errors import MachineError, StorageError
+from p2pnode.config import RunChoice, parse_run_prefix
+from p2pnode.errors import MachineError, StorageError, UsageError
 from p2pnode.exchange import Journal
+from p2pnode.home import Home
 from p2pnode.manifest import RosterSection
 from p2pnode.node.listening import remember_port, same_port
 from p2pnode.replica.chain import decode_record
@@ -311,3 +313,24 @@ def test_the_port_stays_the_same_if_it_is_free(tmp_path: Path, monkeypatch: pyte
         remember_port(["/ip4/127.0.0.1/udp/1/quic/p2p/x", f"/ip4/127.0.0.1/tcp/{port}/p2p/x"], file)
         assert same_port(listen, file) == listen
     assert same_port(listen, file) == (f"/ip4/127.0.0.1/tcp/{port}", listen[1])
+
+
+def test_a_run_of_this_home_is_found_by_the_first_digits_of_its_id(tmp_path: Path) -> None:
+    home = Home(tmp_path)
+    with pytest.raises(MachineError, match="no run was joined"):
+        home.find("")
+    ids = ["ab" * 32, "ac" * 32]
+    for run_id in ids:
+        home.run(run_id).directory.mkdir(parents=True)
+    (home.runs / "abandoned").mkdir()
+    home.set_current(ids[1])
+    assert home.find("").directory.name == ids[1]
+    assert home.find("AB").directory.name == ids[0]
+    for prefix, said in (("a", "several runs of this home"), ("b", "no run of this home")):
+        with pytest.raises(UsageError, match=said):
+            home.find(prefix)
+    assert parse_run_prefix(" AB ") == "ab"
+    with pytest.raises(UsageError, match="hexadecimal"):
+        parse_run_prefix("p2pnode1:abc")
+    with pytest.raises(UsageError, match="--resume and --task"):
+        RunChoice(resume="", task="digits")
