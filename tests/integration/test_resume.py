@@ -88,3 +88,21 @@ def test_three_that_are_killed_at_once_go_on_with_one_history(tmp_path: Path) ->
         one_history([*before, *swarm.nodes])
         assert not any(node.of("rejected") for node in swarm.nodes)
         assert not any(event["lost"] for node in swarm.nodes for event in node.of("resync"))
+
+
+def test_one_that_is_killed_comes_back_to_the_others_who_went_on(tmp_path: Path) -> None:
+    with Swarm(tmp_path, (*QUICK, "roster.start_with=3")) as swarm:
+        for _ in range(3):
+            swarm.start()
+        for node in swarm.nodes:
+            node.wait_for("round", seconds=60, where=lambda event: event["voters"] == 3)
+        before = swarm.nodes[1]
+        before.signal(signal.SIGKILL)
+        before.wait(10)
+        last = max(before.digests())
+        swarm.nodes[0].wait_round(last + 5, seconds=40)
+        again = swarm.restart(1)
+        joined = again.wait_for("joined", seconds=60)
+        assert joined["round"] >= last + 5, "it follows the others' chain, not its own disk's end"
+        again.wait_for("round", seconds=40, where=lambda event: event["contributed"])
+        one_history([*swarm.nodes, before])
