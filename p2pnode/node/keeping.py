@@ -16,10 +16,9 @@ from p2pnode.node.members import Members
 from p2pnode.node.reporting import Reporter, RoundReport
 from p2pnode.replica.state import GlobalState
 from p2pnode.round.effects import Committed
-from p2pnode.round.evidence import Evidence
+from p2pnode.round.evidence import Evidence, to_file
 from p2pnode.sync import History, StateStore, SyncServer
 from p2pnode.transport.base import Traffic
-from p2pnode.wire.evidence_pb2 import EvidenceFile
 
 SAVING_SHARE: Final = 0.05  # of the time, at most, goes into saving whole states
 
@@ -92,8 +91,7 @@ class Keeper:
     def keep_evidence(self, evidence: Evidence) -> Path:
         """Save it so that anyone can verify it; the file. StorageError."""
         path = self.evidence / f"{evidence.digest.hex()[:16]}.evidence"
-        file = EvidenceFile(manifest=self.manifest.canonical, misbehaviour=evidence.raw)
-        write_atomically(path, file.SerializeToString(deterministic=True))
+        write_atomically(path, to_file(evidence, self.manifest))
         return path
 
     def tell_adopted(self, outcome: Adopted, traffic: Traffic, spent: Spent) -> None:
