@@ -69,7 +69,8 @@ class Goal:
 class RunChoice:
     """Which run: the invite's; else a new one from a manifest file; else a new one of a task.
 
-    name: the new run's name; when joining, this node's label on its own screen.
+    name: the new run's name; when joining, this node's label on its own screen. resume: the first digits of the id of
+    a run that this home took part in; "" for the one that it joined last.
     """
 
     invite: Invite | None = None
@@ -77,8 +78,18 @@ class RunChoice:
     task: str | None = None
     name: str | None = None
     unsafe_no_privacy: bool = False
+    resume: str | None = None
 
     def __post_init__(self) -> None:
+        if self.resume is not None:
+            for option, given in (
+                ("an invite", self.invite is not None),
+                ("--task", self.task is not None),
+                ("--manifest", self.manifest is not None),
+                ("--unsafe-no-privacy", self.unsafe_no_privacy),
+            ):
+                if given:
+                    raise UsageError(f"--resume and {option} were both given: leave out one of the two")
         if self.invite is not None:
             for option, given in (
                 ("--task", self.task is not None),
@@ -206,6 +217,13 @@ def parse_device(text: str) -> str:
     """`auto`, `cpu`, `cuda`, `cuda:N` or `mps`. Whether this machine has it is found out when torch is loaded."""
     if re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]{1,3})?", text.strip().lower()) is None:
         raise UsageError(f"found {_quoted(text)}, must be auto, cpu, cuda, cuda:N or mps")
+    return text.strip().lower()
+
+
+def parse_run_prefix(text: str) -> str:
+    """The first digits of a run id, in hexadecimal; "" stands for the run that was joined last."""
+    if re.fullmatch(r"[0-9a-f]{0,64}", text.strip().lower()) is None:
+        raise UsageError(f"found {_quoted(text)}, a run's id has hexadecimal digits, and its first ones are enough")
     return text.strip().lower()
 
 

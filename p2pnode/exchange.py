@@ -10,10 +10,12 @@ import asyncio
 import contextlib
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from google.protobuf.message import DecodeError
 
 from p2pnode.errors import NetworkError, StorageError
 from p2pnode.home import write_atomically
@@ -27,12 +29,17 @@ from p2pnode.round.machine import RoundMachine
 from p2pnode.round.progress import Durable
 from p2pnode.round.rules import Rules
 from p2pnode.transport.base import Transport
+from p2pnode.wire.journal_pb2 import LockRecord, PromiseRecord, UpdateRecord
 
 TICK_SECONDS: Final = 0.1
 PAUSE_SECONDS: Final = 5.0  # without a tick: this process was stopped, or the machine asleep
 CONTROL: Final = "control"
 BULK: Final = "bulk"
-_RECORDS: Final = ("promise", "update", "lock")
+_RECORDS: Final[Mapping[str, type[PromiseRecord | UpdateRecord | LockRecord]]] = {
+    "promise": PromiseRecord,
+    "update": UpdateRecord,
+    "lock": LockRecord,
+}
 
 
 @dataclass(frozen=True)
@@ -63,15 +70,33 @@ class Journal:
     directory: Path
 
     def read(self, record: bytes | None = None) -> Durable:
-        """What an earlier process left, and the last certified round's record."""
+        """What an earlier process left, and the last certified round's record. StorageError if it is damaged."""
         found = {name: self._read(name) for name in _RECORDS}
+        for name, data in found.items():
+            self._round(name, data)
         return Durable(found["promise"], found["update"], found["lock"], record)
 
+    def newest_round(self) -> int:
+        """The last round in which this node offered or signed something; 0: none. StorageError if it is damaged."""
+        return max(self._round(name, self._read(name)) for name in _RECORDS)
+
     def _read(self, name: str) -> bytes | None:
+        path = self.directory / name
         try:
-            return (self.directory / name).read_bytes()
-        except OSError:
+            return path.read_bytes()
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StorageError(f"{path}: can't be read ({error.strerror})") from None
+
+    def _round(self, name: str, data: bytes | None) -> int:
+        try:
+            return int(_RECORDS[name].FromString(data).round) if data else 0
+        except DecodeError:
+            raise StorageError(
+                f"{self.directory / name}: is damaged, so what this node signed last is not known: go on without it "
+                "only with a new identity"
+            ) from None
 
     def write(self, persist: Persist) -> None:
         """Durably, whole or not at all. StorageError."""

@@ -5,12 +5,14 @@ lock                        held while a node runs; holds its process id
 current                     id of the run that was joined last
 peers.json                  peers remembered from the last time
 ledgers/                    privacy ledgers, one per data set
-runs/<run id>/manifest.toml invite.txt model.safetensors result.json ...
+runs/<run id>/manifest.toml invite.txt model.safetensors result.json
+              chain.log states/ journal/ port: what a node goes on from when it is started again
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 from dataclasses import dataclass
@@ -53,6 +55,31 @@ class RunFiles:
     def result(self) -> Path:
         """The final measures, JSON."""
         return self.directory / "result.json"
+
+    @property
+    def chain(self) -> Path:
+        """The certified chain, as far as this node has followed it."""
+        return self.directory / "chain.log"
+
+    @property
+    def states(self) -> Path:
+        """The directory of saved states, and of the outputs that lead on from them."""
+        return self.directory / "states"
+
+    @property
+    def journal(self) -> Path:
+        """The directory of what was signed in the round in progress."""
+        return self.directory / "journal"
+
+    @property
+    def port(self) -> Path:
+        """The port on which the node listened, so that its invites and its peers still find it there."""
+        return self.directory / "port"
+
+    @property
+    def taken_part(self) -> bool:
+        """Whether a node of this home has, or had, a history of the run: then it never begins it anew."""
+        return any(self.directory.glob("chain.log*")) or any(self.journal.glob("*"))
 
 
 @dataclass(frozen=True)
@@ -106,6 +133,20 @@ class Home:
         except (OSError, ValueError):
             raise MachineError(f"{self.path}: no run was joined from this home yet; `p2pnode join` does") from None
 
+    def find(self, prefix: str) -> RunFiles:
+        """The run of this home whose id begins with `prefix`; the one that was joined last if that is empty.
+
+        UsageError if none does, or several do. MachineError if no run was joined yet.
+        """
+        if not prefix:
+            return self.current()
+        found = sorted(path.name for path in self.runs.glob("*") if path.name.startswith(prefix.lower()))
+        ids = [name for name in found if re.fullmatch(r"[0-9a-f]{64}", name)]
+        if len(ids) != 1:
+            which = "several runs" if ids else "no run"
+            raise UsageError(f"{which} of this home ({self.path}) begin{'' if ids else 's'} with {prefix[:64]!r}")
+        return self.run(ids[0])
+
     def lock(self) -> HomeLock:
         """Take the home for this process. Raises HomeInUse, which names the other process."""
         self.create()
@@ -154,8 +195,8 @@ class HomeLock:
         self.release()
 
 
-def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Write `data` to `path`, whole or not at all, and durably: write, fsync, rename, fsync the directory.
+def write_atomically(path: Path, *data: bytes | memoryview, mode: int = 0o644) -> None:
+    """Write all of `data` to `path`, whole or not at all, and durably: write, fsync, rename, fsync the directory.
 
     Replaces an existing file; makes the directory. StorageError, which names the file, if it can't be done.
     """
@@ -163,20 +204,51 @@ def write_atomically(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(directory)
+            for piece in data:
+                write_all(descriptor, piece)
+            os.fsync(descriptor)
         finally:
-            os.close(directory)
+            os.close(descriptor)
+        temporary.replace(path)
+        sync_directory(path.parent)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise StorageError(f"{path}: can't be written ({error.strerror})") from None
+
+
+def write_all(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of `data` at a file's position. OSError."""
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable. OSError."""
+    directory = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file, so that nothing reads it again and a person can look at it; its new path. StorageError."""
+    aside = free_name(path)
+    try:
+        path.replace(aside)
+        sync_directory(path.parent)
+    except OSError as error:
+        raise StorageError(f"{path}: is damaged, and can't be set aside ({error.strerror})") from None
+    return aside
+
+
+def free_name(path: Path) -> Path:
+    """`path` with `.damaged` at its end, and a number if there is such a file already."""
+    names = (f"{path.name}.damaged{f'.{n}' if n > 1 else ''}" for n in itertools.count(1))
+    return next(found for name in names if not (found := path.with_name(name)).exists())
 
 
 def write_new(path: Path, data: bytes, *, mode: int = 0o644) -> None:

@@ -51,10 +51,11 @@ def run_manifest(**sections: Any) -> RunManifest:
     return manifest(**(fields | sections))
 
 
-def setup(run: RunManifest) -> Setup:
+def setup(run: RunManifest, excluded: tuple[int, ...] = ()) -> Setup:
     """Members 0, 1, 2."""
     members = sorted(identity(number).peer_id for number in range(3))
-    roster = Roster(tuple(RosterEntry(peer, 0, 0, True) for peer in members))
+    out = tuple(identity(number).peer_id for number in excluded)
+    roster = Roster(tuple(RosterEntry(peer, 0, 0, True) for peer in members), out)
     made: Json = {
         "manifest": run.canonical.decode("ascii"),
         "values": VALUES,

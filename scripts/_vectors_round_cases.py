@@ -9,15 +9,19 @@ from _vectors_round import IDENTITIES, NEWCOMER, STRANGER, VALUES, Book, Setup, 
 from _vectors_round_craft import FAKE, Craft, payload, step
 from _vectors_round_exchange import chunks, closings, commitments, outputs
 from _vectors_round_records import certificates, rest, votes
+from blake3 import blake3
 
 from p2pnode.envelope import Signed
 from p2pnode.manifest import RosterSection
-from p2pnode.messages import CLOSING, LEAVE, MAX_ATTEMPT, VOTE, SlotBase
+from p2pnode.messages import CLOSING, LEAVE, MAX_ATTEMPT, VOTE, Equivocation, SlotBase
 from p2pnode.replica.proposal import newcomer_order
+from p2pnode.round.evidence import two_signatures
 from p2pnode.round.frames import Kind, frame, limit
 from p2pnode.round.rules import Rules
 from p2pnode.wire.envelope_pb2 import Envelope
 from p2pnode.wire.round_pb2 import (
+    Accusation,
+    EvidencePiece,
     Leave,
     Lock,
     Relock,
@@ -45,6 +49,8 @@ def all_cases(book: Book) -> None:
     votes(book, craft, stage)
     certificates(book, craft, stage)
     rest(book, craft, stage)
+    evidence(book, craft)
+    excluded(book)
 
 
 def play(book: Book, plain: Setup) -> Stage:
@@ -152,12 +158,16 @@ def entries(book: Book, craft: Craft) -> None:
     show("a second, different entry for one slot", craft.entry(d, bandwidth=1), "entry-equivocation", before=known)
     show("a nonce digest of 31 bytes", craft.entry(d, nonce_digest=FAKE[:31]), "entry-form")
     show("an exchange key of 33 bytes", craft.entry(d, exchange_key=FAKE + b"\0"), "entry-form")
-    show("nine digests of evidence", craft.entry(d, evidence=[FAKE] * 9), "entry-form")
+    accusation = Accusation(digest=FAKE, accused=identity(STRANGER).peer_id.key)
+    show("an accusation of one who is not on record", craft.entry(d, evidence=[accusation]))
+    show("five accusations", craft.entry(d, evidence=[accusation] * 5), "entry-form")
+    short = Accusation(digest=FAKE[:31], accused=FAKE)
+    show("an accusation with a short digest", craft.entry(d, evidence=[short]), "entry-form")
     lock = Lock(attempt=0, closing=FAKE, state_digest=FAKE)
     show("a lock of an earlier attempt", craft.entry(d, 1, lock=lock))
     show("a lock of its own attempt", craft.entry(d, lock=lock), "entry-lock")
-    short = Lock(attempt=0, closing=FAKE[:31], state_digest=FAKE)
-    show("a lock with a short digest", craft.entry(d, 1, lock=short), "entry-lock")
+    torn = Lock(attempt=0, closing=FAKE[:31], state_digest=FAKE)
+    show("a lock with a short digest", craft.entry(d, 1, lock=torn), "entry-lock")
     show("a lock of one who has no vote", craft.entry(NEWCOMER, 1, lock=lock), "entry-lock")
     show("a member that does not contribute", craft.entry(d, contributes=False))
     show("a stranger that does not contribute", craft.entry(STRANGER, contributes=False), "entry-idle")
@@ -179,6 +189,56 @@ def admission(book: Book) -> None:
     for who, clause in ((NEWCOMER, ""), (STRANGER, "entry-admission")):
         name = "an entry of one who is not on the list" if clause else "an entry of one who is on the list"
         book.case("listed-entered", name, who, frame(Kind.ENTRY, craft.entry(who).raw), clause)
+
+
+def excluded(book: Book) -> None:
+    """A run that has excluded somebody."""
+    without = setup(run_manifest(), excluded=(NEWCOMER,))
+    book.data["setups"]["excluding"] = without.json
+    c = without.order[0]
+    book.scene("excluding-entered", "excluding", c, [{"at": 0.1, "offer": True}], "", "a run that has excluded a peer")
+    base = SlotBase(without.run.digest, 1, Stage(without, (c,)).replays[c].genesis.digest)
+    craft = Craft(without, base, Rules(without.run, VALUES))
+    entry = frame(Kind.ENTRY, craft.entry(NEWCOMER).raw)
+    book.case("excluding-entered", "an entry of one who was excluded", NEWCOMER, entry, "entry-excluded")
+
+
+def evidence(book: Book, craft: Craft) -> None:
+    """Accusations in a proposal, and evidence that travels."""
+    c, d, m = craft.setup.order
+    at = "member-gathered"
+    pair = [VOTE.seal(identity(d), Vote(slot=craft.base.at(7), closing=bytes((n,)))) for n in (1, 2)]
+    raw = two_signatures(Equivocation("", *pair))
+    digest = blake3(raw).digest()
+
+    def accusing(accused: int, what: bytes = digest) -> bytes:
+        accusation = Accusation(digest=what, accused=identity(accused).peer_id.key)
+        return craft.proposal([craft.entry(c, evidence=[accusation]), craft.entry(NEWCOMER)], provisional=True)
+
+    unverified = "an accusation whose evidence is not here"
+    book.case(at, unverified, c, accusing(d), "proposal-unverified", ignore=True, at=61.0)
+
+    def piece(data: bytes = raw, **fields: Any) -> bytes:
+        known = {"digest": digest, "size": len(raw), "offset": 0, "data": data}
+        return frame(Kind.EVIDENCE, EvidencePiece(**(known | fields)).SerializeToString())
+
+    asked = [step(c, accusing(d), 61.0, outcome="ignore", clause="proposal-unverified")]
+    book.case(at, "unasked", c, piece(), "evidence-unasked", ignore=True)
+    book.case(at, "all of it, as it was asked for", c, piece(), before=asked)
+    book.case(at, "of one who was not asked", d, piece(), "evidence-unasked", ignore=True, before=asked)
+    book.case(at, "too large", c, piece(size=1 << 40), "evidence-size", before=asked)
+    book.case(at, "not its beginning", c, piece(offset=5, data=raw[5:]), "evidence-piece", before=asked)
+    book.case(at, "no piece", c, frame(Kind.EVIDENCE, b"\xff"), "evidence-piece", before=asked)
+    book.case(at, "other bytes", c, piece(b"\xff" * len(raw)), "evidence-form", before=asked)
+    held = [*asked, step(c, piece(), 61.1)]
+    book.case(at, "an accusation whose evidence is here", c, accusing(d), "proposal-known", ignore=True, before=held)
+    book.case(at, "an accusation of another than the evidence convicts", c, accusing(m), "proposal-evidence",
+              before=[step(d, piece(), 61.0, outcome="ignore", clause="evidence-unasked"),
+                      step(c, frame(Kind.ENTRY, craft.entry(c, 5, evidence=[
+                          Accusation(digest=digest, accused=identity(d).peer_id.key)]).raw), 61.0),
+                      step(c, piece(), 61.1)])  # fmt: skip
+    mine = craft.entry(m, 3)
+    book.case(at, "our own, shown to us after a restart", c, frame(Kind.ENTRY, mine.raw))
 
 
 def proposals(book: Book, craft: Craft, stage: Stage) -> None:
@@ -212,7 +272,7 @@ def proposals(book: Book, craft: Craft, stage: Stage) -> None:
     message.entries.reverse()
     show("entries that do not ascend", craft.seal_proposal(message, c), "proposal-entries-order")
     show("an entry of another attempt", craft.proposal([of[0], craft.entry(d, 1)]), "proposal-entry-attempt")
-    show("an entry that is none", craft.proposal([of[0], craft.entry(d, evidence=[FAKE[:5]])]), "entry-form")
+    show("an entry that is none", craft.proposal([of[0], craft.entry(d, nonce_digest=FAKE[:5])]), "entry-form")
     strangers = [craft.entry(who) for who in (NEWCOMER, STRANGER)]
     show("one newcomer", craft.proposal([*of, strangers[0]]))
     show("two newcomers where one is allowed", craft.proposal([*of, *strangers]), "proposal-newcomers")

@@ -35,6 +35,13 @@ from p2pnode.cli.options import (
     is_flag=True,
     help="Found a run that protects nobody's data: what nodes send is not noised.",
 )
+@click.option(
+    "--resume",
+    type=Parsed("RUN", "parse_run_prefix"),
+    is_flag=False,
+    flag_value="",
+    help="Go on with a run of this home: the last one, or the one whose id begins with RUN.",
+)
 @home_option
 @data_dir_option
 @click.option(
@@ -75,12 +82,14 @@ def join(invite: tuple[str, ...], debug: bool, **options: Any) -> int:
 
     With INVITE, the line that somebody sent you, this node joins their run. Without, it founds a new run and prints
     the invite for others. Ctrl-C leaves cleanly; `p2pnode export` then gets you a copy of the model.
+    Stopped, or crashed? --resume goes on from where this node was.
 
     \b
     p2pnode join                              found a run of the built-in task "digits"
     p2pnode join --task mnist-cnn             found a run of another task
     p2pnode join p2pnode1:adr...              join a run
     p2pnode join p2pnode1:adr... --for 2h     ... and leave after two hours
+    p2pnode join --resume                     go on with the last run
     """
     launcher = os.getppid()  # before the imports, which take their time
 
@@ -105,6 +114,7 @@ def join(invite: tuple[str, ...], debug: bool, **options: Any) -> int:
             task=options["task"],
             name=options["name"],
             unsafe_no_privacy=options["unsafe_no_privacy"],
+            resume=options["resume"],
         ),
         network=NetworkChoice(listen=options["listen"] or DEFAULT_LISTEN, announce=options["announce"]),
         work=WorkChoice(

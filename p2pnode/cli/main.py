@@ -22,6 +22,7 @@ COMMANDS: Final = {
     "identity": ("p2pnode.cli.identity", "identity", "Show, back up or restore this node's identity."),
     "evaluate": ("p2pnode.cli.results", "evaluate", "Measure a saved model on its held-out data."),
     "export": ("p2pnode.cli.results", "export", "Copy the trained model out of this home."),
+    "evidence": ("p2pnode.cli.evidence", "evidence", "Verify proof that a peer broke the protocol."),
     "completion": ("p2pnode.cli.completion", "completion", "Print a shell's completion script."),
 }
 

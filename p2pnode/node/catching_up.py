@@ -13,10 +13,16 @@ from p2pnode.identity import PeerId
 from p2pnode.manifest import RunManifest
 from p2pnode.replica.branches import better, credible
 from p2pnode.replica.chain import Link
-from p2pnode.sync import History, SyncClient, Synced, SyncServer
+from p2pnode.sync import History, StateStore, SyncClient, Synced, SyncServer
 from p2pnode.transport.base import Transport
 
 WATCH_SECONDS: Final = 5.0  # between two looks at a peer that takes no part in our rounds
+
+
+def credible_to(history: History, manifest: RunManifest, common: int, links: Sequence[Link]) -> bool:
+    """Whether `links` after the `common` round can be honest, by the time since that round was certified here."""
+    waited = history.waited(common, time.time())
+    return credible(links, waited, manifest.roster.provisional_after)
 
 
 class CatchUp:
@@ -29,6 +35,7 @@ class CatchUp:
         transport: Transport,
         history: History,
         server: SyncServer,
+        states: StateStore,
         log: Callable[[str], None],
     ) -> None:
         """log: gets lines for whoever debugs."""
@@ -37,6 +44,7 @@ class CatchUp:
         self._transport = transport
         self._history = history
         self._server = server
+        self._states = states
         self._client = SyncClient(transport, log)
         self._looking = False
         self._turn = 0
@@ -55,29 +63,27 @@ class CatchUp:
             asked = [peer for peer in dict.fromkeys(others) if peer != self._transport.peer_id]
             values = self._exchange.rules.values
             found = await self._client.follow(self._history, self._manifest, values, asked, credible=self._credible)
-            if found is not None and self._exchange.running:
-                self._adopt(found)
+            if found is not None:
+                await self._adopt(found)
         finally:
             self._looking = False
 
-    def _adopt(self, found: Synced) -> None:
+    async def _adopt(self, found: Synced) -> None:
+        # On disk before the history leads to it: nothing else there does.
+        await asyncio.to_thread(self._states.write, found.state)
         history = self._history  # which may have grown while we looked
         common, links, records = found.common, found.links, found.records
         while links and history.digest_at(links[0].round) == links[0].digest:
             common, links, records = links[0].round, links[1:], records[1:]
-        if not better(history, common, links):
+        if not better(history, common, links) or not self._exchange.running:
             return
         before = history.tip.round
-        if before > common:
-            history.back_to(common)
-        for link, record in zip(links, records, strict=True):
-            history.append(link, record, time.monotonic())
+        history.follow(common, links, records, time.time())
         self._server.add(found.state)
         self._exchange.adopt(found.state, links, lost=before - common)
 
     def _credible(self, common: int, links: Sequence[Link]) -> bool:
-        waited = self._history.waited(common, time.monotonic())
-        return credible(links, waited, self._manifest.roster.provisional_after)
+        return credible_to(self._history, self._manifest, common, links)
 
     async def watch(self) -> None:
         """Forever: ask peers that take no part in our rounds where they are, so that two halves that meet notice."""

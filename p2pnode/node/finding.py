@@ -1,43 +1,92 @@
-"""Finding the run: founding it, or fetching its manifest from whoever the invite leads to."""
+"""Finding the run: in this home, by founding it, or by fetching its manifest from whoever the invite leads to."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from p2pnode.config import DEFAULT_TASK, NodeConfig
-from p2pnode.errors import InviteError, MachineError, Unreachable
+from p2pnode.config import DEFAULT_TASK, NodeConfig, RunChoice
+from p2pnode.errors import InviteError, ManifestError
 from p2pnode.founding import check_run, found_run, load_run
 from p2pnode.home import Home, RunFiles
 from p2pnode.identity import PeerIdentity
 from p2pnode.invite import Invite
 from p2pnode.manifest import RunManifest
-from p2pnode.manifest_file import sign_manifest
+from p2pnode.manifest_file import load_manifest, sign_manifest, verify_manifest
+from p2pnode.node.listening import same_port
 from p2pnode.node.work import Worker
 from p2pnode.replica.outer import buffers
 from p2pnode.replica.roster import Roster
 from p2pnode.replica.state import NO_PARENT, GlobalState
-from p2pnode.sync import ChainLog, History, SyncClient
+from p2pnode.sync import SyncClient
 from p2pnode.transport.base import Transport, TransportOptions
 
 
 @dataclass
 class Run:
-    """What is known once the node has found its run. invite: None if we founded it."""
+    """What is known once the node has found its run.
+
+    invite: how we came into it; None if we founded it just now. ways: addresses at which others of it were, for a node
+    that took part in it before; None else.
+    """
 
     manifest: RunManifest
     signature: bytes
     files: RunFiles
     invite: Invite | None
+    ways: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to get into a run. bootstraps: one of them must answer. remembered: none has to."""
+
+    run: bytes
+    bootstraps: tuple[str, ...] = ()
+    remembered: tuple[str, ...] = ()
+
+
+def known_run(choice: RunChoice, home: Home) -> RunFiles | None:
+    """The files of the run that is chosen, if this home has taken part in it. UsageError, MachineError."""
+    if choice.resume is not None:
+        return home.find(choice.resume)
+    if choice.invite is not None:
+        files = home.run(choice.invite.run_id)
+        return files if files.taken_part and files.manifest.is_file() else None
+    return None
+
+
+def recall(files: RunFiles, home: Home, invite: Invite | None) -> Run:
+    """A run of this home. invite: the one that was given just now; else the last one of our own. Blocks for seconds.
+
+    Raises ManifestError.
+    """
+    manifest, signature = load_manifest(files.manifest)
+    if signature is None or manifest.run_id != files.directory.name:
+        raise ManifestError(f"{files.manifest}: not the signed manifest of this run any more")
+    verify_manifest(manifest, signature)
+    check_run(manifest)
+    return _taken_up(Run(manifest, signature, files, invite), home)
+
+
+def _taken_up(run: Run, home: Home) -> Run:
+    """With all that is known of where others of the run were."""
+    run.invite = run.invite or _own_invite(run.files)
+    invited = run.invite.addresses if run.invite is not None else ()
+    run.ways = tuple(dict.fromkeys((*invited, *_remembered(home, run.manifest.digest))))
+    return run
 
 
 def found(config: NodeConfig, home: Home, identity: PeerIdentity) -> Run:
-    """A new run: from a manifest file, or a task's own values. Blocks for seconds."""
+    """The run of a manifest file, or a new one with a task's own values. Blocks for seconds.
+
+    A run that was founded from this home before is taken up again: founding it anew would sign its first rounds a
+    second time.
+    """
     choice = config.run
     if choice.manifest is not None:
         manifest, signature = load_run(choice.manifest, identity, unsafe_no_privacy=choice.unsafe_no_privacy)
@@ -51,72 +100,41 @@ def found(config: NodeConfig, home: Home, identity: PeerIdentity) -> Run:
             data_dir=config.work.data_dir,
         )
         signature = sign_manifest(identity, manifest)
-    return Run(manifest, signature, home.run(manifest.run_id), None)
+    run = Run(manifest, signature, home.run(manifest.run_id), None)
+    before = run.files.taken_part or _remembered(home, manifest.digest)
+    return _taken_up(run, home) if before else run
 
 
 async def fetch(transport: Transport, invite: Invite, home: Home, log: Callable[[str], None]) -> Run:
     """The invite's run, checked against what is installed here."""
     manifest, signature = await SyncClient(transport, log).manifest(invite, invite.bootstraps)
     await asyncio.to_thread(check_run, manifest)
-    return Run(manifest, signature, home.run(manifest.run_id), invite)
+    run = Run(manifest, signature, home.run(manifest.run_id), invite)
+    return _taken_up(run, home) if run.files.taken_part else run
 
 
-async def sync_up(
-    run: Run, invite: Invite, log: ChainLog, values: int, transport: Transport, debug: Callable[[str], None]
-) -> tuple[GlobalState, History, bool]:
-    """The newest state, the history from the invite's checkpoint to it, and whether a round of it is provisional."""
-    client = SyncClient(transport, debug)
-    known = [*invite.bootstraps, *await transport.peers()]
-    peers = [peer for peer in dict.fromkeys(known) if peer != transport.peer_id]
-    start = await client.checkpoint(invite, run.manifest, peers)
-    history = History(start, log, run.manifest, values, time.monotonic())
-    synced = await client.follow(history, run.manifest, values, peers, tip_missing=True)
-    if synced is None:
-        raise Unreachable("no peer could show a valid chain of certificates from the invite's checkpoint on")
-    for link, record in zip(synced.links, synced.records, strict=True):
-        history.append(link, record, time.monotonic())
-    return synced.state, history, any(link.provisional for link in synced.links)
-
-
-async def take_up(run: Run, home: Home, transport: Transport) -> Invite | None:
-    """For a run that was founded from this home before, with others: our own last invite, to join it again.
-
-    Founding it anew would sign its first rounds a second time. MachineError if nobody of it can be reached.
-    """
-    if not _remembered(home, run.manifest.digest):
-        return None
+def _own_invite(files: RunFiles) -> Invite | None:
     try:
-        invite = Invite.parse(run.files.invite.read_text("ascii"))
+        return Invite.parse(files.invite.read_text("ascii"))
     except (OSError, ValueError, InviteError):
         return None
-    if not await transport.peers():
-        raise MachineError(
-            "this run was founded from this home before, and nobody of it can be reached now: "
-            "try again when they are online, or make a new run with `p2pnode run create`"
-        )
-    return invite
 
 
 def make_transport(
-    config: NodeConfig,
-    home: Home,
-    identity: PeerIdentity,
-    run_digest: bytes,
-    bootstraps: tuple[str, ...],
-    log: Callable[[str], None],
+    config: NodeConfig, home: Home, identity: PeerIdentity, way: Way, log: Callable[[str], None]
 ) -> Transport:
     """The real transport, not started. Blocks for seconds: it imports hivemind."""
     from p2pnode.transport.hivemind import HivemindTransport
 
     options = TransportOptions(
-        listen=config.network.listen,
+        listen=same_port(config.network.listen, home.run(way.run.hex()).port),
         announce=config.network.announce,
-        bootstraps=bootstraps,
-        remembered=_remembered(home, run_digest),
+        bootstraps=way.bootstraps,
+        remembered=way.remembered or _remembered(home, way.run),
         log=log,
         debug=config.debug,
     )
-    return HivemindTransport(identity, run_digest, options)
+    return HivemindTransport(identity, way.run, options)
 
 
 def _remembered(home: Home, run_digest: bytes) -> tuple[str, ...]:

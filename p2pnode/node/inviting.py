@@ -26,7 +26,8 @@ class Inviter:
         """An invite with this checkpoint."""
         addresses = tuple(self._transport.addresses())[:MAX_ADDRESSES]
         if self._run.invite is not None:  # the one that invited us is a second way in
-            others = (address for address in self._run.invite.addresses if address not in addresses)
+            own = f"/p2p/{self._transport.peer_id}"  # what we said the last time may not hold any more
+            others = (address for address in self._run.invite.addresses if not address.endswith(own))
             addresses = (*addresses, *others)[:MAX_ADDRESSES]
         manifest = self._run.manifest
         author = PeerId.from_text(manifest.author)

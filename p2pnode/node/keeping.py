@@ -1,10 +1,12 @@
-"""What is kept and told of every certified round: history, served states, reports, invite, who was there."""
+"""What is kept and told of every certified round: history, states, reports, invite, who was there."""
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, NoReturn
 
 from p2pnode.exchange import Adopted
 from p2pnode.home import write_atomically
@@ -12,11 +14,13 @@ from p2pnode.manifest import RunManifest
 from p2pnode.node.inviting import Inviter
 from p2pnode.node.members import Members
 from p2pnode.node.reporting import Reporter, RoundReport
+from p2pnode.replica.state import GlobalState
 from p2pnode.round.effects import Committed
-from p2pnode.round.evidence import Evidence
-from p2pnode.sync import History, SyncServer
+from p2pnode.round.evidence import Evidence, to_file
+from p2pnode.sync import History, StateStore, SyncServer
 from p2pnode.transport.base import Traffic
-from p2pnode.wire.evidence_pb2 import EvidenceFile
+
+SAVING_SHARE: Final = 0.05  # of the time, at most, goes into saving whole states
 
 
 @dataclass(frozen=True)
@@ -27,22 +31,54 @@ class Spent:
     epsilon: float | None
 
 
+class Saver:
+    """Saves the newest whole state now and then, in a thread of its own, so that rounds do not wait for it."""
+
+    def __init__(self, states: StateStore, history: History) -> None:
+        self.states = states
+        self.history = history
+        self._newest: GlobalState | None = None
+        self._news = asyncio.Event()
+
+    def put(self, state: GlobalState) -> None:
+        """A newer state: it is saved unless a still newer one comes first."""
+        self._newest = state
+        self._news.set()
+
+    async def run(self) -> NoReturn:
+        """Forever. StorageError."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            if self._newest is None:
+                continue
+            began = time.monotonic()
+            await asyncio.to_thread(self.states.write, self._newest)
+            self.states.prune(self.history)
+            await asyncio.sleep((time.monotonic() - began) * (1 / SAVING_SHARE - 1))
+
+
 @dataclass(frozen=True)
 class Keeper:
     """Passes each certified round on to all who need it, whether we took part in it or caught up with it."""
 
-    history: History
     server: SyncServer
     reporter: Reporter
     inviter: Inviter
     members: Members
     manifest: RunManifest
     evidence: Path  # directory
+    saver: Saver
 
     def keep(self, outcome: Committed) -> None:
-        """At once, before anything of the next round is done: the history is never behind what we sign."""
-        self.history.append(outcome.certified.link, outcome.certified.record, time.monotonic())
+        """At once, before anything of the next round is done: the history is never behind what we sign.
+
+        Outputs first: whatever the history's last round is, its state can be had from this disk.
+        """
+        self.saver.states.write_outputs(outcome.state, outcome.outputs)
+        self.saver.history.append(outcome.certified.link, outcome.certified.record, time.time())
         self.server.add(outcome.state)
+        self.saver.put(outcome.state)
 
     def tell(self, outcome: Committed, traffic: Traffic, spent: Spent) -> None:
         """A round that we took part in, or at least followed as it happened."""
@@ -55,8 +91,7 @@ class Keeper:
     def keep_evidence(self, evidence: Evidence) -> Path:
         """Save it so that anyone can verify it; the file. StorageError."""
         path = self.evidence / f"{evidence.digest.hex()[:16]}.evidence"
-        file = EvidenceFile(manifest=self.manifest.canonical, misbehaviour=evidence.raw)
-        write_atomically(path, file.SerializeToString(deterministic=True))
+        write_atomically(path, to_file(evidence, self.manifest))
         return path
 
     def tell_adopted(self, outcome: Adopted, traffic: Traffic, spent: Spent) -> None:

@@ -13,28 +13,28 @@ from collections.abc import Coroutine
 from typing import Any, Final, NoReturn, TypeVar
 
 from p2pnode.config import NodeConfig
-from p2pnode.errors import ArithmeticMismatch, BudgetSpent, NetworkError, P2PNodeError, PeerFault, StorageError
+from p2pnode.errors import ArithmeticMismatch, BudgetSpent, NetworkError, P2PNodeError, PeerFault
 from p2pnode.exchange import Adopted, GradientExchange, Journal
 from p2pnode.home import Home, write_atomically
 from p2pnode.identity import PeerId, PeerIdentity
 from p2pnode.manifest import RunManifest
 from p2pnode.manifest_file import dump_manifest
 from p2pnode.node.catching_up import CatchUp
-from p2pnode.node.finding import Run, fetch, first_state, found, make_transport, sync_up, take_up
+from p2pnode.node.finding import Run, Way, fetch, first_state, found, known_run, make_transport, recall
 from p2pnode.node.inviting import Inviter
-from p2pnode.node.keeping import Keeper, Spent
+from p2pnode.node.keeping import Keeper, Saver, Spent
 from p2pnode.node.leaving import linger, save
+from p2pnode.node.listening import remember_port
 from p2pnode.node.members import Members
 from p2pnode.node.reporting import Reporter
+from p2pnode.node.starting import Beginning, Voices
 from p2pnode.node.stopping import Stopping, watch_for_stop
-from p2pnode.node.telling import tell_outcome, tell_started
+from p2pnode.node.telling import tell_evidence, tell_outcome, tell_started
 from p2pnode.node.work import Worker
-from p2pnode.replica.chain import Link
 from p2pnode.replica.state import GlobalState
 from p2pnode.round.effects import Behind, Committed, Convicted, Halt
-from p2pnode.round.evidence import Evidence
 from p2pnode.round.rules import Rules
-from p2pnode.sync import ChainLog, History, SyncServer
+from p2pnode.sync import History, SyncServer
 from p2pnode.transport.base import Transport
 from p2pnode.ui.events import EventSink
 
@@ -88,7 +88,7 @@ class Node:
         self._transport: Transport | None = None
         self._worker: Worker | None = None
         self._exchange: GradientExchange | None = None
-        self._log: ChainLog | None = None
+        self._history: History | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._round_began = asyncio.Event()  # there may be local work to do
         self._joined_at = 0  # round
@@ -99,18 +99,9 @@ class Node:
 
     async def run(self) -> None:
         """From nothing to having left."""
-        if self._config.run.invite is None:
-            self._notice("making the run: loading its task, calibrating its noise")
-            run = await self._unless_stopped(asyncio.to_thread(found, self._config, self._home, self._identity))
-            transport = await self._unless_stopped(self._connect(run.manifest.digest, ()))
-            run.invite = await take_up(run, self._home, transport)
-        else:
-            invite = self._config.run.invite
-            self._notice("looking for the run's peers")
-            transport = await self._unless_stopped(self._connect(invite.run, invite.addresses))
-            run = await self._unless_stopped(fetch(transport, invite, self._home, self._debug))
-            self._notice(f'found run "{run.manifest.name}": loading its task and data')
+        run, transport = await self._find()
         write_atomically(run.files.manifest, dump_manifest(run.manifest, run.signature).encode())
+        remember_port(transport.addresses(), run.files.port)
         self._home.set_current(run.manifest.run_id)
         opening = asyncio.to_thread(Worker.open, run.manifest, self._home, self._config.work, self._identity.peer_id)
         worker = self._worker = await self._unless_stopped(opening)
@@ -135,14 +126,33 @@ class Node:
             self._transport = None
         if self._worker is not None:
             self._worker.close()
-        if self._log is not None:
-            self._log.close()
+        if self._history is not None:
+            self._history.close()
 
     # finding the run
 
-    async def _connect(self, run_digest: bytes, bootstraps: tuple[str, ...]) -> Transport:
+    async def _find(self) -> tuple[Run, Transport]:
+        invite = self._config.run.invite
+        files = known_run(self._config.run, self._home)
+        if files is None and invite is not None:
+            self._notice("looking for the run's peers")
+            transport = await self._unless_stopped(self._connect(Way(invite.run, invite.addresses)))
+            run = await self._unless_stopped(fetch(transport, invite, self._home, self._debug))
+            self._notice(f'found run "{run.manifest.name}": loading its task and data')
+            return run, transport
+        if files is not None:
+            self._notice("taking up a run that this node took part in before: loading its task and data")
+            finding = asyncio.to_thread(recall, files, self._home, invite)
+        else:
+            self._notice("making the run: loading its task, calibrating its noise")
+            finding = asyncio.to_thread(found, self._config, self._home, self._identity)
+        run = await self._unless_stopped(finding)
+        way = Way(run.manifest.digest, remembered=run.ways or ())
+        return run, await self._unless_stopped(self._connect(way))
+
+    async def _connect(self, way: Way) -> Transport:
         self._transport = await asyncio.to_thread(
-            make_transport, self._config, self._home, self._identity, run_digest, bootstraps, self._notice
+            make_transport, self._config, self._home, self._identity, way, self._notice
         )
         self._transport.on_violation(self._on_violation)
         await self._transport.start()
@@ -157,39 +167,38 @@ class Node:
 
     async def _take_part(self, run: Run, transport: Transport, worker: Worker, server: SyncServer) -> None:
         manifest = run.manifest
-        exchange = self._exchange = GradientExchange(
-            Rules(manifest, worker.values), self._identity, transport, Journal(run.files.directory / "journal")
-        )
-        log = self._log = ChainLog(run.files.directory / "chain.log")
+        rules, journal = Rules(manifest, worker.values), Journal(run.files.journal)
+        exchange = self._exchange = GradientExchange(rules, self._identity, transport, journal)
         inviter = Inviter(run, transport)
-        if run.invite is None:
-            state = first_state(manifest, worker, self._identity)
-            tell_started(self._sink, run, self._home, transport, inviter.at(0, state.digest, state.roster.digest))
-            history, provisional = History(Link.of(state), log, manifest, worker.values, time.monotonic()), False
-        else:
-            invite = run.invite
-            again = inviter.at(invite.round, invite.state_digest, invite.roster_digest)
-            tell_started(self._sink, run, self._home, transport, again)
-            syncing = sync_up(run, invite, log, worker.values, transport, self._debug)
-            state, history, provisional = await self._unless_stopped(syncing)
+
+        def tell(number: int, state_digest: bytes, roster_digest: bytes) -> None:
+            tell_started(self._sink, run, self._home, transport, inviter.at(number, state_digest, roster_digest))
+
+        beginning = Beginning(run, rules, transport, journal, Voices(tell, self._notice, self._debug))
+        begin = beginning.begin(lambda: first_state(manifest, worker, self._identity))
+        begun = await self._unless_stopped(begin)
+        state, history = begun.state, begun.history
+        self._history = history
         server.serve(history)
         server.add(state)
         inviter.write(state, time.monotonic())
         reporter = Reporter(self._sink, manifest, worker, self._on_measured)
         members = Members(transport, self._home, manifest.digest, self._sink)
-        keeper = Keeper(history, server, reporter, inviter, members, manifest, run.files.directory / "evidence")
+        saver = Saver(beginning.states, history)
+        keeper = Keeper(server, reporter, inviter, members, manifest, run.files.directory / "evidence", saver)
         self._sink.emit(
             "joined",
             round=state.round,
             state_digest=state.digest,
             voters=len(state.roster.members),
-            provisional=provisional,
+            provisional=begun.provisional,
             seconds=time.monotonic() - self._started,
         )
         self._joined_at, self._target = state.round, manifest.training.target_rounds
         exchange.on_certified = keeper.keep
         exchange.start(state, history.tip, history.record_at(state.round))
-        catch_up = CatchUp(manifest, exchange, transport, history, server, self._debug)
+        catch_up = CatchUp(manifest, exchange, transport, history, server, saver.states, self._debug)
+        self._spawn(saver.run())
         self._spawn(members.run(lambda: exchange.machine.state))
         self._spawn(reporter.run())
         self._spawn(self._work(exchange, worker))
@@ -252,7 +261,7 @@ class Node:
                     self._stop_at_end(outcome.state.round)
                     self._round_began.set()
                 case Convicted():
-                    self._tell_evidence(outcome.evidence, keeper)
+                    tell_evidence(self._sink, outcome.evidence, keeper.keep_evidence)
                 case Behind():
                     self._spawn(self._look(catch_up, outcome.peers))
                 case Halt():
@@ -260,17 +269,6 @@ class Node:
                     self._stopping.request(outcome.reason)
                 case _:
                     tell_outcome(self._sink, outcome, exchange.machine.round)
-
-    def _tell_evidence(self, evidence: Evidence, keeper: Keeper) -> None:
-        try:
-            file = str(keeper.keep_evidence(evidence))
-        except StorageError as error:
-            self._notice(f"evidence can't be saved: {error}")
-            file = ""
-        accused, digest = evidence.accused.text, evidence.digest
-        self._sink.emit(
-            "evidence", accused=accused, clause=evidence.clause, round=evidence.round, digest=digest, file=file
-        )
 
     async def _look(self, catch_up: CatchUp, peers: tuple[PeerId, ...]) -> None:
         try:

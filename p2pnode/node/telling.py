@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+from p2pnode.errors import StorageError
 from p2pnode.exchange import Adopted, Paused, RoundOutcome
 from p2pnode.home import Home
 from p2pnode.invite import Invite
 from p2pnode.node.finding import Run
 from p2pnode.round.effects import Discarded, Rejected, Waiting
+from p2pnode.round.evidence import Evidence
 from p2pnode.transport.base import Transport
 from p2pnode.ui.events import EventSink
 
@@ -28,6 +33,17 @@ def tell_started(sink: EventSink, run: Run, home: Home, transport: Transport, in
         delta=privacy.delta if privacy.mode != "none" else None,
         target_rounds=manifest.training.target_rounds or None,
     )
+
+
+def tell_evidence(sink: EventSink, evidence: Evidence, save: Callable[[Evidence], Path]) -> None:
+    """A peer signed what convicts it. save: keeps the evidence; its file."""
+    try:
+        file = str(save(evidence))
+    except StorageError as error:
+        sink.emit("notice", text=f"evidence can't be saved: {error}")
+        file = ""
+    accused, digest = evidence.accused.text, evidence.digest
+    sink.emit("evidence", accused=accused, clause=evidence.clause, round=evidence.round, digest=digest, file=file)
 
 
 def tell_outcome(sink: EventSink, outcome: RoundOutcome, round_number: int) -> None:

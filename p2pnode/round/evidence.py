@@ -13,7 +13,7 @@ from typing import Any, Final
 from blake3 import blake3
 from google.protobuf.message import DecodeError
 
-from p2pnode.errors import PeerFault
+from p2pnode.errors import ManifestError, PeerFault
 from p2pnode.identity import PeerId
 from p2pnode.manifest import RunManifest
 from p2pnode.messages import CLOSING, COMMITMENT, ENTRY, OUTPUT, PROPOSAL, VOTE, Equivocation, MessageType, reject
@@ -25,13 +25,14 @@ from p2pnode.round.frames import PROOF_BYTES
 from p2pnode.round.output import output_leaf
 from p2pnode.round.rules import Rules
 from p2pnode.wire.envelope_pb2 import Envelope
-from p2pnode.wire.evidence_pb2 import FalseOutput, Misbehaviour, TwoSignatures
+from p2pnode.wire.evidence_pb2 import EvidenceFile, FalseOutput, Misbehaviour, TwoSignatures
 from p2pnode.wire.round_pb2 import Proposal
 
 SLOTTED: Final[dict[str, MessageType[Any]]] = {
     kind.name: kind for kind in (ENTRY, PROPOSAL, COMMITMENT, OUTPUT, CLOSING, VOTE)
 }
 _ENVELOPE_BYTES: Final = 2048
+MAX_FILE_BYTES: Final = 16 << 20  # above the largest evidence of any run
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,32 @@ def verify(raw: bytes, manifest: RunManifest) -> Evidence:
         found = Misbehaviour.FromString(raw)
     except DecodeError:
         raise reject("evidence-form", "not a Misbehaviour") from None
+    found.DiscardUnknownFields()  # or they would be written back, and compare equal
     if found.SerializeToString(deterministic=True) != raw or found.HasField("two") == found.HasField("output"):
         raise reject("evidence-form", "not one kind of misbehaviour in canonical form")
     if found.HasField("two"):
         return _verify_two(found.two, manifest, raw)
     return _verify_output(found.output, manifest, raw)
+
+
+def to_file(evidence: Evidence, manifest: RunManifest) -> bytes:
+    """What is saved, so that anyone can verify it."""
+    file = EvidenceFile(manifest=manifest.canonical, misbehaviour=evidence.raw)
+    return file.SerializeToString(deterministic=True)
+
+
+def open_file(raw: bytes) -> tuple[RunManifest, Evidence]:
+    """Check what `to_file` made, or somebody says it did. REJECT as `verify`, and evidence-manifest."""
+    if len(raw) > MAX_FILE_BYTES:
+        raise reject("evidence-size", f"more than {MAX_FILE_BYTES} bytes")
+    try:
+        file = EvidenceFile.FromString(raw)
+        manifest = RunManifest.from_canonical(file.manifest)
+    except DecodeError:
+        raise reject("evidence-form", "not a file of evidence") from None
+    except ManifestError as error:
+        raise reject("evidence-manifest", str(error)) from None
+    return manifest, verify(file.misbehaviour, manifest)
 
 
 def _verify_two(two: TwoSignatures, manifest: RunManifest, raw: bytes) -> Evidence:

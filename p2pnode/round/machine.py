@@ -75,6 +75,11 @@ class RoundMachine:
         return effects
 
     @property
+    def peer_id(self) -> PeerId:
+        """Ourselves."""
+        return self._c.me
+
+    @property
     def state(self) -> GlobalState:
         """The newest certified state."""
         return self._c.state

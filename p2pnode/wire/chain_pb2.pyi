@@ -57,3 +57,17 @@ class ChainRecord(_message.Message):
     outputs: _containers.RepeatedScalarFieldContainer[bytes]
     reproposal: bytes
     def __init__(self, header: _Optional[_Union[StateHeader, _Mapping]] = ..., votes: _Optional[_Iterable[bytes]] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ..., closing: _Optional[bytes] = ..., proposal: _Optional[bytes] = ..., outputs: _Optional[_Iterable[bytes]] = ..., reproposal: _Optional[bytes] = ...) -> None: ...
+
+class CheckpointRecord(_message.Message):
+    __slots__ = ("run", "round", "state_digest", "roster", "header")
+    RUN_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
+    STATE_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ROSTER_FIELD_NUMBER: _ClassVar[int]
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    run: bytes
+    round: int
+    state_digest: bytes
+    roster: Roster
+    header: StateHeader
+    def __init__(self, run: _Optional[bytes] = ..., round: _Optional[int] = ..., state_digest: _Optional[bytes] = ..., roster: _Optional[_Union[Roster, _Mapping]] = ..., header: _Optional[_Union[StateHeader, _Mapping]] = ...) -> None: ...

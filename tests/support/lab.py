@@ -10,51 +10,70 @@ import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
 
 from p2pnode.errors import NetworkError
 from p2pnode.exchange import Adopted, GradientExchange, Journal, RoundOutcome
+from p2pnode.home import RunFiles
 from p2pnode.identity import PeerIdentity
 from p2pnode.manifest import RunManifest
 from p2pnode.node.catching_up import CatchUp
-from p2pnode.replica.chain import Link
+from p2pnode.node.finding import Run
+from p2pnode.node.keeping import Keeper, Saver
+from p2pnode.node.starting import Beginning, Voices
 from p2pnode.replica.state import GlobalState
 from p2pnode.round.contribution import Update
-from p2pnode.round.effects import Behind, Committed
+from p2pnode.round.effects import Behind
 from p2pnode.round.rules import Rules
-from p2pnode.sync import ChainLog, History, SyncServer
+from p2pnode.sync import History, StateStore, SyncServer
 from p2pnode.transport.base import Transport
 from p2pnode.wire.round_pb2 import Mechanism
 
 
 class LabNode:
-    """One node. `async with` from a first state; `outcomes` is all that its exchange told."""
+    """One node. `async with` from a first state, or from what is in its folder; `outcomes` is all that its exchange
+    told, `notices` all that it said when it began."""
+
+    history: History
+    states: StateStore
+    catch_up: CatchUp
 
     def __init__(
         self, folder: Path, identity: PeerIdentity, manifest: RunManifest, transport: Transport, first: GlobalState
     ) -> None:
         self.identity = identity
         self.outcomes: list[RoundOutcome] = []
-        rules = Rules(manifest, first.parameter_count)
+        self.notices: list[str] = []
+        self.files = RunFiles(folder)
         self.transport = transport
-        self.exchange = GradientExchange(rules, identity, transport, Journal(folder / "journal"))
-        self.log = ChainLog(folder / "chain.log")
-        self.history = History(Link.of(first), self.log, manifest, rules.values, time.monotonic())
+        self.journal = Journal(self.files.journal)
+        self.exchange = GradientExchange(Rules(manifest, first.parameter_count), identity, transport, self.journal)
         self.server = SyncServer(manifest, b"")
         self.server.register(transport)
-        self.server.serve(self.history)
-        self.server.add(first)
-        self.catch_up = CatchUp(manifest, self.exchange, transport, self.history, self.server, lambda line: None)
         self.work_seconds = 0.05
+        self._run = Run(manifest, b"", self.files, None, () if self.files.taken_part else None)
         self._first = first
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> LabNode:
-        self.exchange.on_certified = self._keep
-        self.exchange.start(self._first, self.history.tip, None)
-        for run in (self._follow, self._work, self.catch_up.watch):
+        exchange, manifest = self.exchange, self._run.manifest
+        voices = Voices(lambda number, state, roster: None, self.notices.append, self.notices.append)
+        beginning = Beginning(self._run, exchange.rules, self.transport, self.journal, voices)
+        begun = await beginning.begin(lambda: self._first)
+        self.history, self.states = begun.history, beginning.states
+        self.server.serve(self.history)
+        self.server.add(begun.state)
+        saver = Saver(self.states, self.history)
+        untold: Any = None  # whoever tells people of rounds
+        exchange.on_certified = Keeper(self.server, untold, untold, untold, manifest, self.files.directory, saver).keep
+        self.catch_up = CatchUp(
+            manifest, exchange, self.transport, self.history, self.server, self.states, lambda line: None
+        )
+        exchange.start(begun.state, self.history.tip, self.history.record_at(begun.state.round))
+        for run in (self._follow, self._work, self.catch_up.watch, saver.run):
             self._tasks.append(asyncio.create_task(run()))
         return self
 
@@ -63,11 +82,7 @@ class LabNode:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.exchange.stop()
-        self.log.close()
-
-    def _keep(self, outcome: Committed) -> None:
-        self.history.append(outcome.certified.link, outcome.certified.record, time.monotonic())
-        self.server.add(outcome.state)
+        self.history.close()
 
     async def _follow(self) -> None:
         while True:

@@ -39,6 +39,7 @@ class Swarm:
         self.shares = shares
         self.private = private
         self.nodes: list[NodeProcess] = []
+        self.commands: list[list[str]] = []
         self.manifest = create_manifest(folder / "1", folder / "run.toml", settings, private=private)
 
     def start(self, *arguments: str) -> NodeProcess:
@@ -53,6 +54,12 @@ class Swarm:
         how += ["--share", f"{number}/{self.shares}", "--threads", "1", *arguments]
         node = NodeProcess(self.folder / str(number), how)
         self.nodes.append(node)
+        self.commands.append(how)
+        return node
+
+    def restart(self, index: int) -> NodeProcess:
+        """Start a node that has ended again, with the very command that started it first."""
+        node = self.nodes[index] = NodeProcess(self.nodes[index].home, self.commands[index])
         return node
 
     def __enter__(self) -> Swarm:

@@ -14,7 +14,7 @@ from p2pnode.replica.branches import credible
 from p2pnode.replica.chain import decode_record
 from p2pnode.replica.state import GlobalState
 from p2pnode.round.effects import Committed
-from p2pnode.sync import ChainLog, History, SyncClient
+from p2pnode.sync import ChainLog, History, StateStore, SyncClient
 from p2pnode.transport.base import TransportOptions
 from p2pnode.transport.memory import MemoryNetwork, MemoryTransport
 from tests.support.cluster import VALUES, full_roster, genesis, identities, make_manifest
@@ -34,11 +34,12 @@ def manifest(provisional_after: float = 1.0) -> RunManifest:
 def lab(
     tmp_path: Path, count: int, test: Test, *, founders: int | None = None, rules: RunManifest | None = None
 ) -> None:
-    """Run `test` with so many nodes that all know each other."""
+    """Run `test` with so many nodes that all know each other. Afterwards each node's state can be had from its disk."""
+    nodes: list[LabNode] = []
+    run_manifest = manifest()
 
     async def run() -> None:
-        network, nodes = MemoryNetwork(seed=1), []
-        run_manifest = manifest()
+        network = MemoryNetwork(seed=1)
         keys = identities(count)
         first = genesis(run_manifest, full_roster(key.peer_id for key in keys))
         async with AsyncExitStack() as stack:
@@ -54,6 +55,12 @@ def lab(
             await test(nodes, network)
 
     asyncio.run(asyncio.wait_for(run(), 60))
+    for node in nodes:
+        history, notices = History.open(ChainLog(node.files.chain), run_manifest, VALUES)
+        state, more = StateStore(node.files.states, node.exchange.rules).recover(history)
+        assert not notices + more
+        assert history.tip.digest == node.history.tip.digest
+        assert state is not None and state.digest == history.tip.digest
 
 
 def tips(nodes: list[LabNode]) -> set[bytes]:
@@ -85,6 +92,7 @@ def test_two_halves_that_went_on_apart_become_one(tmp_path: Path) -> None:
         await meet(nodes, network)
         at = max(node.state.round for node in nodes)
         await until(lambda: len(tips(nodes)) == 1 and min(n.state.round for n in nodes) > at + 2, 40)
+        await until(lambda: any(node.adopted() for node in nodes), 1)
         lost = [[any(adopted.lost for adopted in node.adopted()) for node in half] for half in (left, right)]
         assert [any(half) for half in lost].count(True) == 1, "one side lost rounds, the other none"
         # and the losers take part again, and vote after probation
@@ -216,16 +224,19 @@ def test_history_goes_back_and_on(tmp_path: Path) -> None:
             copy.append(links[5], b"", 9.0)
         assert copy.link_at(3) == links[3]
         assert copy.waited(3, 10.0) == 7.0
-        copy.back_to(2)
-        assert copy.tip == links[2]
-        assert copy.digest_at(3) is None and copy.record_at(3) is None
+        with pytest.raises(ValueError, match="round 4 after round 2"):
+            copy.follow(2, links[4:5], [records[4] or b""], 20.0)
+        copy.follow(2, links[3:4], [records[3] or b""], 20.0)
+        assert copy.tip == links[3]
+        assert copy.digest_at(4) is None and copy.record_at(4) is None
         with pytest.raises(ValueError, match="not between"):
-            copy.link_at(3)
-        copy.append(links[3], records[3] or b"", 20.0)
+            copy.link_at(4)
         assert copy.record_at(3) == records[3]
         assert copy.record_at(2) == records[2]
-        copy.back_to(0)
-        assert copy.tip == links[0]
+        again, notices = History.open(ChainLog(tmp_path / "log"), rules, VALUES)
+        assert not notices
+        assert again.tip == links[3] and again.digest_at(4) is None
+        assert again.waited(3, 21.0) == 1.0 and again.waited(2, 21.0) == 19.0
 
     lab(tmp_path, 2, test)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from p2pnode.cli.evidence import evidence as evidence_command
 from p2pnode.errors import PeerFault
 from p2pnode.identity import PeerId
 from p2pnode.messages import (
@@ -20,7 +23,7 @@ from p2pnode.messages import (
     MessageType,
     SlotBase,
 )
-from p2pnode.round.evidence import Evidence, two_signatures, verify
+from p2pnode.round.evidence import Evidence, open_file, to_file, two_signatures, verify
 from p2pnode.round.frames import Kind, frame
 from p2pnode.wire.evidence_pb2 import Misbehaviour, TwoSignatures
 from p2pnode.wire.round_pb2 import Closing, Commitment, OutputHeader, Proposal, RoundEntry, Vote
@@ -93,6 +96,20 @@ def test_evidence_that_was_tampered_with_convicts_nobody() -> None:
     for bad in (b"", b"\xff", bytes(10_000_000), descending.SerializeToString()):
         with pytest.raises(PeerFault):
             verify(bad, MANIFEST)
+
+
+def test_a_file_convicts_whoever_reads_it(tmp_path: Path) -> None:
+    pair = [VOTE.seal(KEYS[0], Vote(slot=BASE.at(3), closing=bytes((n,)))) for n in (1, 2)]
+    found = verify(proof(*pair), MANIFEST)
+    file = tmp_path / "x.evidence"
+    file.write_bytes(to_file(found, MANIFEST))
+    assert open_file(file.read_bytes()) == (MANIFEST, found)
+    shown = CliRunner().invoke(evidence_command, ["verify", str(file)])
+    assert shown.exit_code == 0, shown.output
+    assert "vote-equivocation, in round 7" in shown.output and str(KEYS[0].peer_id) in shown.output
+    for damaged in (b"", b"\xff", file.read_bytes()[:-1], bytes(20 << 20)):
+        with pytest.raises(PeerFault):
+            open_file(damaged)
 
 
 def excluded(cluster: Cluster) -> dict[PeerId, list[int]]:

@@ -14,7 +14,7 @@ import pytest
 
 from p2pnode.codec import FloatVector, codec_named
 from p2pnode.envelope import EnvelopeFault, seal
-from p2pnode.errors import InviteError, ManifestError
+from p2pnode.errors import InviteError, ManifestError, PeerFault
 from p2pnode.identity import PeerId, PeerIdentity
 from p2pnode.invite import Invite
 from p2pnode.manifest import OuterSection, RunManifest
@@ -26,6 +26,7 @@ from p2pnode.replica.roster import CommittedRound, Roster, RosterEntry, window_o
 from p2pnode.replica.state import GlobalState, state_digest
 from p2pnode.replica.tree import Tree, leaf_hash, proves
 from p2pnode.round.aggregation import WeightedMean
+from p2pnode.round.evidence import verify
 from p2pnode.wire.chain_pb2 import Roster as RosterMessage
 from p2pnode.wire.chain_pb2 import StateHeader
 from p2pnode.wire.round_pb2 import Vote
@@ -55,7 +56,7 @@ def test_the_files_are_current_and_small() -> None:
         [sys.executable, str(ROOT / "scripts" / "make-vectors"), "--check"], capture_output=True, text=True, timeout=60
     )
     assert found.returncode == 0, found.stderr
-    assert sum(path.stat().st_size for path in VECTORS.glob("*.json")) < 600_000
+    assert sum(path.stat().st_size for path in VECTORS.glob("*.json")) < 700_000
 
 
 # --- rounds
@@ -73,11 +74,13 @@ def test_round(case: dict[str, Any]) -> None:
 
 def test_the_documents_and_the_vectors_know_the_same_clauses() -> None:
     """Every clause that exchange.md and chain.md name has a vector, but those that no frame of a round can reach."""
-    texts = [(ROOT / "protocols" / name).read_text("utf-8") for name in ("exchange.md", "chain.md")]
+    texts = [(ROOT / "protocols" / name).read_text("utf-8") for name in ("exchange.md", "evidence.md", "chain.md")]
     named = set(re.findall(r"\*\*(?:REJECT|IGNORE)\*\* `([a-z-]+)`", "".join(texts)))
-    shown = {case["clause"] for case in ROUND["cases"]} - {""}
+    shown = {case["clause"] for case in ROUND["cases"]} | {case["refused"] for case in load("evidence")["cases"]}
+    shown -= {""}
     assert shown - named == set()
     unreachable = {"commitment-group", "output-group", "record-size", "record-parent"}
+    unreachable |= {"evidence-same", "evidence-manifest"}  # two envelopes of one message are equal; files only
     assert named - shown == unreachable
 
 
@@ -90,6 +93,23 @@ def test_the_documents_name_every_clause_of_the_code() -> None:
     named = set(re.findall(r"\*\*(?:REJECT|IGNORE)\*\* `([a-z-]+)`", "".join(texts)))
     assert len(in_code) > 50
     assert in_code - named == set()
+
+
+@pytest.mark.parametrize("case", load("evidence")["cases"], ids=lambda case: case["name"])
+def test_evidence(case: dict[str, str]) -> None:
+    manifest = RunManifest.from_canonical(load("evidence")["manifest"].encode())
+    raw = bytes.fromhex(case["raw"])
+    if case["refused"]:
+        with pytest.raises(PeerFault) as caught:
+            verify(raw, manifest)
+        assert caught.value.clause == case["refused"]
+    else:
+        found = verify(raw, manifest)
+        assert (found.accused.key.hex(), found.clause, found.digest.hex()) == (
+            case["accused"],
+            case["clause"],
+            case["digest"],
+        )
 
 
 # --- the rest
