@@ -6,6 +6,7 @@ from typing import Any
 
 from _vectors_plain import identity, seal_bytes
 from _vectors_round import IDENTITIES, NEWCOMER, STRANGER, VALUES, Book, Setup, Stage, run_manifest, setup
+from _vectors_round_audits import audits
 from _vectors_round_craft import FAKE, Craft, payload, step
 from _vectors_round_exchange import chunks, closings, commitments, outputs
 from _vectors_round_records import certificates, rest, votes
@@ -46,6 +47,7 @@ def all_cases(book: Book) -> None:
     chunks(book, craft, stage)
     outputs(book, craft, stage)
     closings(book, craft, stage)
+    audits(book, craft, stage)
     votes(book, craft, stage)
     certificates(book, craft, stage)
     rest(book, craft, stage)
@@ -87,7 +89,11 @@ def play(book: Book, plain: Setup) -> Stage:
     stage.deliver(lambda sender, to, kind: kind in (Kind.OUTPUT, Kind.OUTPUT_CHUNK))
     scene("outputs", "header", "has all outputs")
     stage.deliver(lambda sender, to, kind: kind == Kind.CLOSING)
-    scene("voted", "outputs", "has the Closing, and has voted")
+    scene("closed", "outputs", "has the Closing, and has revealed its nonce")
+    stage.deliver(lambda sender, to, kind: to == m and kind == Kind.REVEAL)
+    scene("auditing", "closed", "knows what it is to audit, and has asked for it")
+    stage.deliver(lambda sender, to, kind: kind != Kind.VOTE)
+    scene("voted", "auditing", "has audited, was told that the others have, and has voted")
     stage.deliver(lambda sender, to, kind: sender == c and to == m and kind == Kind.VOTE)
     scene("certified", "voted", "has a quorum of two votes: round 1 is certified")
     stage.deliver()
@@ -237,6 +243,17 @@ def evidence(book: Book, craft: Craft) -> None:
                       step(c, frame(Kind.ENTRY, craft.entry(c, 5, evidence=[
                           Accusation(digest=digest, accused=identity(d).peer_id.key)]).raw), 61.0),
                       step(c, piece(), 61.1)])  # fmt: skip
+    theirs = [VOTE.seal(identity(c), Vote(slot=craft.base.at(7), closing=bytes((n,)))) for n in (1, 2)]
+    proof = two_signatures(Equivocation("", *theirs))
+    accusation = Accusation(digest=blake3(proof).digest(), accused=identity(c).peer_id.key)
+    convicts = [
+        step(d, frame(Kind.ENTRY, craft.entry(d, 5, evidence=[accusation]).raw), 0.9),
+        step(d, piece(proof, digest=blake3(proof).digest(), size=len(proof)), 0.91),
+    ]
+    of = craft.proposal([craft.entry(c), craft.entry(d)])
+    book.case(
+        at, "of a convener that we hold evidence against", c, of, "proposal-convicted", ignore=True, before=convicts
+    )
     mine = craft.entry(m, 3)
     book.case(at, "our own, shown to us after a restart", c, frame(Kind.ENTRY, mine.raw))
 

@@ -22,6 +22,8 @@ ASK_SECONDS: Final = 5.0  # before somebody else is asked
 
 def convict(c: Context, found: Equivocation) -> None:
     """Two signatures for one slot came together here: hold them as evidence."""
+    if found.first.sender in c.convicted:
+        return  # one proof is enough
     with contextlib.suppress(PeerFault):  # the two may differ in nothing that was signed
         hold(c, verify(two_signatures(found), c.rules.manifest))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from blake3 import blake3
@@ -17,6 +17,7 @@ from p2pnode.replica.proposal import Group, check_group, convener_of, least_cont
 from p2pnode.round.accusing import accusations, in_entry, unverified
 from p2pnode.round.asking import ask, want_certificate
 from p2pnode.round.audit import NONCE_BYTES
+from p2pnode.round.auditing import suspect
 from p2pnode.round.context import Context
 from p2pnode.round.deciding import accept
 from p2pnode.round.effects import Discarded, Persist
@@ -51,6 +52,7 @@ def gather(c: Context, now: float) -> None:
         exchange = r.exchange_for(r.group)
         if exchange.closing is not None and not exchange.complete:
             r.barren.add(exchange.closing.digest)
+        suspect(c, exchange)
         if not stuck:
             (c.pace.outputs if exchange.closing is None else c.pace.votes).missed()
         c.tell(Discarded(r.base.round, r.group.attempt, stuck or "no quorum of votes in time"))
@@ -63,7 +65,8 @@ def gather(c: Context, now: float) -> None:
         _enter(c, _next(c, r.floor()), now)
         return
     convener = convener_of(c.state.roster, r.base, r.attempt)
-    if convener != c.me and convener in c.gone and not c.gone.issuperset(c.state.roster.members):
+    absent = c.gone | c.convicted
+    if convener != c.me and convener in absent and not absent.issuperset(c.state.roster.members):
         _enter(c, _next(c, r.attempt + 1), now)
         return
     entries = r.gathering.at(r.attempt)
@@ -167,7 +170,7 @@ def _enter(c: Context, attempt: int, now: float) -> None:
         return  # nobody would accept it: only a certificate helps now
     for _ in roster.members:
         convener = convener_of(roster, r.base, attempt)
-        if convener == c.me or convener not in c.gone:
+        if convener == c.me or convener not in c.gone | c.convicted:
             break
         attempt += 1
     r.attempt = r.promised = attempt
@@ -209,16 +212,25 @@ def send_entry(c: Context, peers: Iterable[PeerId]) -> None:
 
 
 def _trusted(c: Context) -> dict[PeerId, Signed[RoundEntry]]:
-    """The entries of our attempt, without those that accuse by evidence we have not verified; and without those whose
-    lock leads nowhere, if the others are a quorum.
+    """The entries of our attempt, without those that accuse by evidence we have not verified; and, as far as the others
+    are a quorum, without peers that we hold evidence against, locks that lead nowhere, and parts that can't be checked.
 
     A liar can hold a lock on a Closing that nobody has, or on outputs that it keeps to itself. If the Closing was
     certified after all, each quorum of entries has an honest lock on it.
     """
     entries, roster = c.round.gathering.at(c.round.attempt), c.state.roster
     entries = {peer: entry for peer, entry in entries.items() if _verified(c, entry.message)}
-    rest = {peer: entry for peer, entry in entries.items() if entry.message.lock.closing not in c.round.barren}
-    return rest if sum(peer in roster for peer in rest) >= roster.quorum else entries
+    suspects = {peer for peer, until in c.suspects.items() if c.round.base.round < until}
+    unwanted: list[Callable[[PeerId], bool]] = [
+        lambda peer: peer in c.convicted,
+        lambda peer: entries[peer].message.lock.closing in c.round.barren,
+        lambda peer: peer in suspects,
+    ]
+    for leave_out in unwanted:  # the first matters most
+        rest = {peer: entry for peer, entry in entries.items() if peer == c.me or not leave_out(peer)}
+        if sum(peer in roster for peer in rest) >= roster.quorum:
+            entries = rest
+    return entries
 
 
 def _verified(c: Context, entry: RoundEntry) -> bool:

@@ -10,7 +10,7 @@ from p2pnode.messages import Ignored, reject
 from p2pnode.replica.proposal import Group
 from p2pnode.round.accusing import hold
 from p2pnode.round.audit import Audit
-from p2pnode.round.context import Context
+from p2pnode.round.context import SUSPECT_ROUNDS, Context
 from p2pnode.round.evidence import verify
 from p2pnode.round.frames import Kind, frame
 from p2pnode.round.group_exchange import GroupExchange
@@ -19,25 +19,28 @@ from p2pnode.wire.round_pb2 import Audited, AuditRow, Reveal, Want
 
 REVEAL: Final = 0.25  # of the time for votes: then whoever has not revealed is done without
 COVER: Final = 0.5  # of it: then parts that nobody says he checked are checked by ourselves
-BEST_EFFORT: Final = 0.75  # of it, when an older Closing is proposed again: who is bound by it has audited it
 RESEND_SECONDS: Final = 1.0
+KEPT_EARLY: Final = 8  # Closings that are named by reveals and are not here yet
 ASK_SECONDS: Final = 0.75  # between two requests for a row: first of its contributor, then of the part's signer
 
 
 def audited(c: Context, group: Group, exchange: GroupExchange, now: float) -> bool:
     """Whether this exchange's outputs are checked as far as a vote needs; does what is to be done for that.
 
-    The Closing and all outputs are here. Everybody reveals, also who does not vote.
+    The Closing and all outputs are here. Everybody reveals, also who does not vote. A Closing that is proposed again,
+    and on which so many hold a lock that one of them must be honest, was audited before it was voted for.
     """
+    roster = c.state.roster
+    locked = sum(entry.message.lock.closing == _closing_of(exchange) for entry in group.entries.values())
+    if group.base is not None and locked > len(roster.members) - roster.quorum:
+        return True
     audit = _audit_of(c, exchange, now)
     seconds = group.proposal.message.vote_ms / 1000
     since = now - max(audit.began, c.round.group_at)
     if now >= audit.resend_at:
         audit.resend_at = now + RESEND_SECONDS
         _tell(c, group, audit)
-    if c.me not in group.electorate:
-        return False
-    if audit.false is not None:
+    if c.me not in group.electorate or audit.false is not None:
         return False
     if audit.plan is None:
         awaited = set(exchange.group.entries) - c.gone - audit.nonces.keys()
@@ -56,17 +59,32 @@ def audited(c: Context, group: Group, exchange: GroupExchange, now: float) -> bo
     _fetch(c, audit, now)
     if audit.check():
         c.changed = True
-        if audit.false is not None:
-            _accuse(c, audit)
-            return False
         _tell(c, group, audit)
         uncovered = audit.uncovered(c.me)
-    return not uncovered or (group.base is not None and since >= seconds * BEST_EFFORT)
+    if _accuse(c, audit):
+        return False
+    return not uncovered
+
+
+def _closing_of(exchange: GroupExchange) -> bytes:
+    return exchange.closing.digest if exchange.closing is not None else b""
+
+
+def suspect(c: Context, exchange: GroupExchange) -> None:
+    """The attempt is over, and parts could not be checked: their signers are left out for a while."""
+    audit = c.round.audits.get(_closing_of(exchange))
+    if audit is None or audit.plan is None or not exchange.complete:
+        return
+    signers = {output.part.index: output.header.sender for output in exchange.outputs()}
+    for part in audit.uncovered(c.me):
+        if signers[part] != c.me:
+            c.suspects[signers[part]] = c.round.base.round + SUSPECT_ROUNDS
+            c.round.barren.add(audit.closing)
 
 
 def _audit_of(c: Context, exchange: GroupExchange, now: float) -> Audit:
     r = c.round
-    key = exchange.closing.digest if exchange.closing is not None else b""
+    key = _closing_of(exchange)
     audit = r.audits.get(key)
     if audit is None:
         audit = r.audits[key] = Audit(exchange, now)
@@ -117,12 +135,15 @@ def _fetch(c: Context, audit: Audit, now: float) -> None:
         c.send([signer if from_signer else contributor], [frame(Kind.WANT, want.SerializeToString())])
 
 
-def _accuse(c: Context, audit: Audit) -> None:
-    """A signed output is not the aggregate of its signed rows: that convicts its signer, and nobody votes for it here."""
-    if audit.false is not None:
-        evidence = verify(audit.false.SerializeToString(deterministic=True), c.rules.manifest)
+def _accuse(c: Context, audit: Audit) -> bool:
+    """A signed output is not the aggregate of its signed rows: that convicts its signer, and we don't vote for it."""
+    if audit.false is None:
+        return False
+    evidence = verify(audit.false.SerializeToString(deterministic=True), c.rules.manifest)
+    if evidence.accused not in c.convicted:  # one proof is enough
         hold(c, evidence)
-        c.round.barren.add(audit.closing)
+    c.round.barren.add(audit.closing)
+    return True
 
 
 def take_reveal(c: Context, sender: PeerId, reveal: Reveal) -> None:
@@ -138,9 +159,6 @@ def take_reveal(c: Context, sender: PeerId, reveal: Reveal) -> None:
     while len(c.round.early_nonces) > KEPT_EARLY:
         del c.round.early_nonces[next(iter(c.round.early_nonces))]
     raise Ignored("reveal-early")
-
-
-KEPT_EARLY: Final = 8  # Closings that are named by reveals and are not here yet
 
 
 def take_audited(c: Context, sender: PeerId, told: Audited) -> None:

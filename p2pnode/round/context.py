@@ -25,6 +25,7 @@ from p2pnode.wire.round_pb2 import Leave
 
 KEPT_RECORDS: Final = 16  # rounds whose certificate we answer with
 KEPT_OUTPUTS: Final = 2  # rounds whose outputs we hand out
+SUSPECT_ROUNDS: Final = 16  # that a reducer whose part could not be checked is left out for
 KEPT_LEFT: Final = 16  # promises on branches that we left
 
 
@@ -65,6 +66,7 @@ class Context:
     changed: bool = False  # something was done: look again what can be done
     evidence: dict[bytes, Evidence] = field(default_factory=dict)  # verified, by digest
     wanted: dict[bytes, Wanted] = field(default_factory=dict)  # evidence that we asked for
+    suspects: dict[PeerId, int] = field(default_factory=dict)  # no auditor could check its part: left out until a round
     hold_until: float = 0.0  # after a restart nothing is signed before the others could tell what we signed
     pace: Pace = field(default_factory=Pace)
     waiting: str = ""
@@ -130,9 +132,16 @@ class Context:
         """On whose account `peer`'s frames are kept: its own if it is on record, else one for all strangers."""
         return peer if peer in self.state.roster.known or peer in self.round.gathering.by_sender else None
 
+    @property
+    def convicted(self) -> set[PeerId]:
+        """Peers on record that we hold evidence against: not excluded yet, but not worked with."""
+        return {found.accused for found in self.evidence.values()} & self.state.roster.known
+
     def expected(self) -> set[PeerId]:
         """Whom a convener waits for, until the gathering deadline."""
-        return (set(self.state.roster.members) | self.hoped) - self.gone - self.vain - {self.me}
+        suspects = {peer for peer, until in self.suspects.items() if self.round.base.round < until}
+        unwanted = self.gone | self.vain | self.convicted | suspects | {self.me}
+        return (set(self.state.roster.members) | self.hoped) - unwanted
 
     def hope_for(self, peer: PeerId) -> None:
         """`peer` is trying to keep up: wait for it in this round and the next. A few strangers at most."""

@@ -208,6 +208,8 @@ def _on_proposal(c: Context, sender: PeerId, payload: bytes, now: float) -> None
     if missing is not None:
         want_evidence(c, missing, sender, now)
         raise NotYet("proposal-unverified", missing)
+    if proposal.sender in c.convicted:
+        raise Ignored("proposal-convicted")
     _compare(c, group)
     r.learn(group)
     r.forget_old(proposal.digest)

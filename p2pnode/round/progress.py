@@ -208,6 +208,8 @@ class Progress:
         closed = {exchange.closing.digest for exchange in self.exchanges.values() if exchange.closing is not None}
         for closing in self.shadows.keys() - closed:  # each is as large as the model
             del self.shadows[closing]
+        for closing in self.audits.keys() - closed:
+            del self.audits[closing]
 
     def exchange_closed_by(self, closing: bytes) -> GroupExchange | None:
         """The exchange whose Closing has this digest."""
