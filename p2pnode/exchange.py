@@ -175,6 +175,14 @@ class GradientExchange:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
+    async def ticking(self) -> None:
+        """Until `stop`. Raises what ended the round's clock otherwise: without it a round could stand still unseen."""
+        ticker = self._ticker
+        if ticker is not None:
+            await asyncio.wait([ticker])
+            if not ticker.cancelled():
+                ticker.result()
+
     @property
     def machine(self) -> RoundMachine:
         """The round machine; after `start`."""

@@ -204,6 +204,7 @@ class Node:
         self._spawn(self._work(exchange, worker))
         self._spawn(self._follow(exchange, transport, keeper, catch_up))
         self._spawn(catch_up.watch())
+        self._spawn(exchange.ticking())
         self._stop_at_end(state.round)
         await self._stopping.wait()
         await self._leave(run, exchange, worker, reporter)

@@ -6,14 +6,15 @@ import contextlib
 from collections.abc import Iterable
 from typing import Final
 
+from p2pnode.envelope import Signed
 from p2pnode.errors import PeerFault
 from p2pnode.identity import PeerId
-from p2pnode.messages import MAX_EVIDENCE, Equivocation, Ignored, reject
+from p2pnode.messages import MAX_EVIDENCE, Equivocation, Ignored, check_slot, reject
 from p2pnode.round.context import Context
 from p2pnode.round.effects import Convicted
 from p2pnode.round.evidence import Evidence, Wanted, most_bytes, two_signatures, verify
 from p2pnode.round.frames import EVIDENCE_PIECE, Kind, frame
-from p2pnode.wire.round_pb2 import Accusation, EvidencePiece, RoundEntry, Want
+from p2pnode.wire.round_pb2 import Accusation, EvidencePiece, RoundEntry, Vote, Want
 
 KEPT_EVIDENCE: Final = 64
 KEPT_WANTED: Final = 8  # each may be as large as the largest evidence
@@ -116,3 +117,25 @@ def take_piece(c: Context, sender: PeerId, piece: EvidencePiece, now: float) -> 
     if evidence.digest != piece.digest:
         raise reject("evidence-piece", "together they are other evidence")
     hold(c, evidence)
+
+
+def is_own(c: Context, sender: PeerId, signed: Signed[RoundEntry] | Signed[Vote]) -> bool:
+    """Whether it is of our own hand, shown to us after a restart. If we don't know of it, our disk is older than it:
+    then we sign nothing more in this round, or it could be told against us."""
+    if signed.sender != c.me or sender == c.me:
+        return False
+    r = c.round
+    attempt = check_slot(signed.message.slot, r.base)
+    known = max(r.promised, r.lock.attempt if r.lock else -1)
+    if attempt > known and c.state.roster.members != (c.me,):
+        r.barred = True
+    return True
+
+
+def show_own(c: Context, peer: PeerId) -> None:
+    """The highest entry and vote of `peer` in our round: it was restarted, and asks."""
+    entries = c.round.gathering.by_sender.get(peer, {})
+    votes = {attempt: by[peer] for attempt, by in c.round.ballot.by_attempt.items() if peer in by}
+    frames = [frame(Kind.ENTRY, entries[max(entries)].raw)] if entries else []
+    frames += [frame(Kind.VOTE, votes[max(votes)].raw)] if votes else []
+    c.send([peer], frames)

@@ -31,7 +31,16 @@ from p2pnode.messages import (
 )
 from p2pnode.replica.chain import Certified, check_record, decode_record
 from p2pnode.replica.proposal import Group, check_entry, check_group, check_leave
-from p2pnode.round.accusing import convict, hand_out, in_entry, take_piece, unverified, want_evidence
+from p2pnode.round.accusing import (
+    convict,
+    hand_out,
+    in_entry,
+    is_own,
+    show_own,
+    take_piece,
+    unverified,
+    want_evidence,
+)
 from p2pnode.round.asking import want_certificate_of
 from p2pnode.round.attempts import send_entry
 from p2pnode.round.auditing import answer_audit, take_audit_row, take_audited, take_reveal
@@ -49,7 +58,6 @@ from p2pnode.wire.round_pb2 import (
     Leave,
     OutputChunk,
     Reveal,
-    RoundEntry,
     Vote,
     Want,
 )
@@ -156,7 +164,7 @@ def _exchange(c: Context, digest: bytes) -> GroupExchange:
 def _on_entry(c: Context, sender: PeerId, payload: bytes, now: float) -> None:
     r = c.round
     entry = ENTRY.open(payload)
-    if _on_mine(c, sender, entry):
+    if is_own(c, sender, entry):
         return
     _own(sender, entry)
     try:
@@ -178,19 +186,6 @@ def _on_entry(c: Context, sender: PeerId, payload: bytes, now: float) -> None:
         send_entry(c, [sender])  # tells it which attempt we are at
     if not new:
         raise Ignored("entry-known")
-
-
-def _on_mine(c: Context, sender: PeerId, signed: Signed[RoundEntry] | Signed[Vote]) -> bool:
-    """Whether it is of our own hand, shown to us after a restart. If we don't know of it, our disk is older than it:
-    then we sign nothing more in this round, or it could be told against us."""
-    if signed.sender != c.me or sender == c.me:
-        return False
-    r = c.round
-    attempt = check_slot(signed.message.slot, r.base)
-    known = max(r.promised, r.lock.attempt if r.lock else -1)
-    if attempt > known and c.state.roster.members != (c.me,):
-        r.barred = True
-    return True
 
 
 def _on_proposal(c: Context, sender: PeerId, payload: bytes, now: float) -> None:
@@ -231,7 +226,7 @@ def _compare(c: Context, group: Group) -> None:
 
 def _on_vote(c: Context, sender: PeerId, vote: Signed[Vote]) -> None:
     r = c.round
-    if _on_mine(c, sender, vote):
+    if is_own(c, sender, vote):
         return
     r.ballot.add(_own(sender, vote), r.base, c.state.roster)
     group = r.groups.get(vote.message.group)
@@ -334,7 +329,7 @@ def _on_want(c: Context, sender: PeerId, want: Want, now: float) -> None:
         return
     if want.kind == Want.MINE:
         _once_in_a_while(c, sender, asked, now)
-        _show_own(c, sender)
+        show_own(c, sender)
         return
     exchanges = list(c.round.exchanges.values())
     exchanges += [past.exchange for past in c.past.values() if past.exchange is not None]
@@ -365,15 +360,6 @@ def _on_want(c: Context, sender: PeerId, want: Want, now: float) -> None:
             c.send([sender], output.frames(), bulk=True)
             return
     raise Ignored("want-unknown")
-
-
-def _show_own(c: Context, peer: PeerId) -> None:
-    """The highest entry and vote of `peer` in our round: it was restarted, and asks."""
-    entries = c.round.gathering.by_sender.get(peer, {})
-    votes = {attempt: by[peer] for attempt, by in c.round.ballot.by_attempt.items() if peer in by}
-    frames = [frame(Kind.ENTRY, entries[max(entries)].raw)] if entries else []
-    frames += [frame(Kind.VOTE, votes[max(votes)].raw)] if votes else []
-    c.send([peer], frames)
 
 
 def _once_in_a_while(c: Context, peer: PeerId, asked: bytes, now: float) -> None:
