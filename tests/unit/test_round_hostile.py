@@ -40,13 +40,17 @@ from p2pnode.round.frames import Kind, Send, frame
 from p2pnode.wire.chain_pb2 import ChainRecord
 from p2pnode.wire.envelope_pb2 import Envelope
 from p2pnode.wire.round_pb2 import (
+    Audited,
+    AuditRow,
     Chunk,
     Closing,
     Commitment,
+    EvidencePiece,
     Lock,
     Mechanism,
     OutputChunk,
     OutputHeader,
+    Reveal,
     RoundEntry,
     Vote,
     Want,
@@ -67,6 +71,10 @@ UNSIGNED: Final[dict[Kind, type[Message]]] = {
     Kind.OUTPUT_CHUNK: OutputChunk,
     Kind.CERTIFICATE: ChainRecord,
     Kind.WANT: Want,
+    Kind.EVIDENCE: EvidencePiece,
+    Kind.REVEAL: Reveal,
+    Kind.AUDITED: Audited,
+    Kind.AUDIT_ROW: AuditRow,
 }
 
 
