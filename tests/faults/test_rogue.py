@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -130,6 +132,34 @@ def test_replays_and_foreign_runs_are_refused_by_name(tmp_path: Path) -> None:
             rogue.identity.peer_id, bytes((Kind.ENTRY,)) + ENTRY.seal(rogue.identity, stale).raw, 0.0
         )
         assert (verdict.outcome, verdict.clause) == (Outcome.IGNORE, "slot-stale")
+
+    attack(tmp_path, fight)
+
+
+def test_two_entries_for_one_slot_convict_and_exclude(tmp_path: Path) -> None:
+    async def fight(rogue: Rogue, swarm: Swarm) -> None:
+        victim = PeerId.from_text(swarm.nodes[0].last("started")["peer_id"])
+        me = rogue.identity.peer_id
+        while me not in rogue.exchange.machine.state.roster.known:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        proven = asyncio.create_task(
+            asyncio.to_thread(
+                swarm.nodes[0].wait_for, "evidence", seconds=45, where=lambda event: event["accused"] == me.text
+            )
+        )
+        while not proven.done():  # until both of one slot meet at the victim
+            entry = ENTRY.open(rogue.transport.last_entry)
+            other = type(entry.message).FromString(entry.message.SerializeToString())
+            other.bandwidth += 1
+            await rogue.send(victim, Kind.ENTRY, ENTRY.seal(rogue.identity, other).raw)
+            await asyncio.sleep(0.02)
+        event = await proven
+        assert event["clause"] == "entry-equivocation"
+        command = [sys.executable, "-m", "p2pnode", "evidence", "verify", event["file"]]
+        shown = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
+        assert shown.returncode == 0 and me.text in shown.stdout, shown.stderr
+        await assert_refused(swarm.nodes[1], "entry-excluded", rogue)
+        await assert_refused(swarm.nodes[0], "entry-excluded", rogue)
 
     attack(tmp_path, fight)
 
