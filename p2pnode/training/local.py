@@ -16,7 +16,7 @@ from p2pnode.errors import DataError, ManifestError, PrivacyError, UsageError
 from p2pnode.manifest import RunManifest, TrainingSection
 from p2pnode.privacy.accountant import check_promise
 from p2pnode.privacy.ledger import Ledger
-from p2pnode.privacy.mechanism import Gaussian, Mechanism, Released, SampledGaussian
+from p2pnode.privacy.mechanism import Mechanism, Released, of_round
 from p2pnode.privacy.noise import NoiseSource, add_noise
 from p2pnode.training.clipping import ClippedSum, clip_vector
 from p2pnode.training.data import check_split, take_share
@@ -192,9 +192,7 @@ class LocalTrainer:
         self._worker.model.train()
         spent = 0.0
         if privacy.mode == "example":
-            spent = self._charge(
-                round, SampledGaussian(privacy.sampling_rate, privacy.noise_multiplier, training.local_steps)
-            )
+            spent = self._charge(round, of_round(self.manifest))
         steps = samples = 0
         losses = norms = 0.0
         for _ in range(training.local_steps):
@@ -206,7 +204,7 @@ class LocalTrainer:
             steps, samples, losses, norms = steps + 1, samples + count, losses + loss, norms + norm
         change = self._worker.vector() - state
         if privacy.mode == "node" and steps:
-            spent = self._charge(round, Gaussian(privacy.noise_multiplier, 1))
+            spent = self._charge(round, of_round(self.manifest))
             change = self._noised(change)
         used = max(samples, 1)
         released = self._released(steps)
