@@ -52,7 +52,9 @@ def found_run(
         "parameters": dict(parameters),
     }
     _settle_privacy(data, changes, unsafe_no_privacy)
-    return build_manifest(data)
+    manifest = build_manifest(data)
+    check_plan(manifest)
+    return manifest
 
 
 def load_run(path: Path, identity: PeerIdentity, *, unsafe_no_privacy: bool) -> tuple[RunManifest, bytes]:
@@ -103,6 +105,32 @@ def check_run(manifest: RunManifest) -> None:
             f"task.schema_digest: found {manifest.task.schema_digest}, must be {expected} for this task and parameters"
         )
     check_promise(manifest.privacy)
+
+
+def check_plan(manifest: RunManifest) -> None:
+    """Check that the run can get to its end: by a goal that can hold, with private steps for all its rounds.
+
+    For whoever makes the run; who joins one is not asked. Raises ManifestError, TaskError.
+    """
+    from p2pnode.config import parse_goal
+    from p2pnode.training.goals import check_goal
+    from p2pnode.training.registry import find_task
+
+    training, privacy = manifest.training, manifest.privacy
+    if training.target_metric:
+        task = find_task(manifest.task.name, manifest.task.parameters)
+        try:
+            check_goal(parse_goal(training.target_metric), getattr(task, "measured", None))
+        except UsageError as error:
+            raise ManifestError(f"training.target_metric: {error}") from None
+    needed = training.target_rounds * (training.local_steps if privacy.mode == "example" else 1)
+    if privacy.mode != "none" and privacy.steps < needed:
+        times = f" x {training.local_steps} local steps" if privacy.mode == "example" else ""
+        raise ManifestError(
+            f"privacy.steps: found {privacy.steps}, but {training.target_rounds} rounds{times} are {needed} private "
+            f"steps: every node's budget would be spent before the end; make the run anew with `p2pnode run create "
+            "--set`, which fits the noise, or lower training.target_rounds"
+        )
 
 
 def check_data(manifest: RunManifest, data_dir: Path | None) -> None:

@@ -65,7 +65,9 @@ from p2pnode.cli.options import (
 @threads_option
 @click.option("--rounds", type=Parsed("N", "parse_rounds"), help="Leave after N committed rounds.")
 @click.option(
-    "--until", type=Parsed("METRIC>=X", "parse_goal"), help="Leave when this holds, e.g. 'accuracy>=0.95' (quote it)."
+    "--until",
+    type=Parsed("METRIC>=X", "parse_until", "p2pnode.training.goals"),
+    help="Leave when this holds, e.g. 'accuracy>=0.95' (quote it).",
 )
 @click.option(
     "--for", "for_seconds", type=Parsed("DURATION", "parse_duration"), help="Leave after this time, e.g. 1h30m."

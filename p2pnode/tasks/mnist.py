@@ -13,6 +13,7 @@ from torch import nn
 from p2pnode.errors import TaskError
 from p2pnode.training.data import DATASETS, find_files, read_idx
 from p2pnode.training.evaluate import classification
+from p2pnode.training.goals import CLASSIFICATION
 from p2pnode.training.registry import read_parameters
 from p2pnode.training.task import Dataset, Evaluation, Split
 
@@ -55,6 +56,7 @@ class _Mnist:
 
     name: str = ""
     summary: str = ""
+    measured: tuple[str, ...] = CLASSIFICATION
     shares: int = 4  # equal parts that the training set is cut into, for a node that does not say which it holds
     shift: ClassVar[int] = 0
 
