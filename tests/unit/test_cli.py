@@ -363,3 +363,25 @@ def test_errors_that_are_not_about_what_was_typed_exit_with_1(
     monkeypatch.setattr("p2pnode.home.Home.current", missing)
     assert entry.run(["invite", "--home", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "p2pnode: the disk is on fire?[31m\n"
+
+
+@pytest.mark.parametrize(
+    ("redirected", "words"), [(">&-", "standard output is closed"), ("> /dev/full", "No space left on device")]
+)
+def test_an_output_that_takes_nothing_is_one_line(redirected: str, words: str, tmp_path: Path) -> None:
+    command = f'exec "$0" -m p2pnode identity show --home {tmp_path} {redirected}'
+    done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "report" not in done.stderr
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/dev/null/home", "/proc/home"])
+def test_a_home_that_can_not_be_written_is_one_line(home: str) -> None:
+    for command in (("identity", "show"), ("run", "create"), ("join", "--for", "1")):
+        done = p2pnode(*command, "--home", home)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"p2pnode: {home}")
+        assert len(done.stderr.splitlines()) == 1
+        assert "report" not in done.stderr
