@@ -23,6 +23,7 @@ INTERRUPTED: Final = 130  # as shells count it: 128 + SIGINT
 COMMANDS: Final = {
     "join": ("p2pnode.cli.join", "join", "Found a run, or join one with its invite, and train."),
     "run": ("p2pnode.cli.run", "run", "Create, sign, show or validate a run's manifest."),
+    "tasks": ("p2pnode.cli.tasks", "tasks", "List the tasks, and what they download."),
     "invite": ("p2pnode.cli.invite", "invite", "Print the invite of the run in this home."),
     "identity": ("p2pnode.cli.identity", "identity", "Show, back up or restore this node's identity."),
     "evaluate": ("p2pnode.cli.results", "evaluate", "Measure a saved model on its held-out data."),

@@ -114,7 +114,7 @@ def test_suggests_what_may_have_been_meant(tmp_path: Path) -> None:
 def test_help_and_version() -> None:
     for arguments in ([], ["join"], ["run"], ["run", "create"], ["run", "sign"], ["run", "show"], ["run", "validate"],
                       ["invite"], ["identity"], ["identity", "show"], ["identity", "export"], ["identity", "import"],
-                      ["evaluate"], ["export"], ["completion"]):  # fmt: skip
+                      ["evaluate"], ["export"], ["completion"], ["tasks"]):  # fmt: skip
         done = p2pnode(*arguments, "--help")
         assert done.returncode == 0
         assert done.stdout.startswith("Usage: p2pnode")
@@ -293,6 +293,13 @@ def test_a_model_is_exported_and_evaluated(tmp_path: Path) -> None:
     table = p2pnode("evaluate", tmp_path / "out", "--threads", "1").stdout
     for words in ("accuracy", "precision", "recall", "F1", "Confusion matrix", "NONE: trained without privacy"):
         assert words in table
+
+
+def test_lists_the_tasks() -> None:
+    done = p2pnode("tasks")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("digits", "mnist-cnn", "mnist-cnn-private", "mnist-deep-cnn", "mnist-mlp"):
+        assert any(line.startswith(f"{name} ") and "downloads" in line for line in done.stdout.splitlines())
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
