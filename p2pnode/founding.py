@@ -236,7 +236,11 @@ def describe(manifest: RunManifest, signature: bytes | None) -> Iterator[str]:
         f"{training.local_steps} local step{'s' if training.local_steps > 1 else ''} of {training.optimizer} a round"
     )
     yield f"training   {steps}, learning rate {training.learning_rate:g}, outer {training.outer.optimizer}"
-    ends = [f"after {training.target_rounds} rounds"] if training.target_rounds else []
+    ends = (
+        [f"after {training.target_rounds} round{'s' if training.target_rounds > 1 else ''}"]
+        if training.target_rounds
+        else []
+    )
     ends += [f"when {training.target_metric}"] if training.target_metric else []
     yield f"ends       {' or '.join(ends) or 'when everybody has left'}"
     if privacy.mode == "none":
@@ -244,7 +248,7 @@ def describe(manifest: RunManifest, signature: bytes | None) -> Iterator[str]:
     else:
         yield (
             f"privacy    {privacy.mode} level: each node spends at most epsilon {privacy.epsilon:g} "
-            f"at delta {privacy.delta:g}, in {privacy.steps} steps"
+            f"at delta {privacy.delta:g}, in {privacy.steps} step{'s' if privacy.steps > 1 else ''}"
         )
         rate = f", sampling rate {privacy.sampling_rate:g}" if privacy.mode == "example" else ""
         yield f"noise      {privacy.noise_multiplier:g} times the clip of {privacy.clip:g}{rate}"

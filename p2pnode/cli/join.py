@@ -130,6 +130,10 @@ def join(invite: tuple[str, ...], debug: bool, **options: Any) -> int:
         debug=debug,
         launcher=launcher,
     )
+    if config.work.device not in ("auto", "cpu"):  # at once, not when the run is found or founded
+        from p2pnode.training.local import find_device
+
+        find_device(config.work.device)
     screen = make_screen(config.screen, sys.stdout, label=(config.run.name or "") if pasted else "")
     try:
         from p2pnode.node import run_node

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from p2pnode.config import Share
-from p2pnode.errors import DataError, ManifestError, PrivacyError, UsageError
+from p2pnode.errors import DataError, MachineError, ManifestError, PrivacyError, UsageError
 from p2pnode.manifest import RunManifest, TrainingSection
 from p2pnode.privacy.accountant import check_promise
 from p2pnode.privacy.ledger import Ledger
@@ -49,7 +49,7 @@ class LocalUpdate:
 
 
 def find_device(text: str = "auto") -> torch.device:
-    """The device to train on: `auto` takes CUDA, else MPS, else the CPU. Raises UsageError if it isn't there."""
+    """The device to train on: `auto` takes CUDA, else MPS, else the CPU. Raises MachineError if it isn't there."""
     if text == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -58,7 +58,9 @@ def find_device(text: str = "auto") -> torch.device:
         device = torch.device(text)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UsageError(f"the device {text!r} is not on this machine: use auto, cpu, cuda, cuda:1 or mps") from None
+        raise MachineError(
+            f"the device {text!r} is not on this machine, or this torch can't use it: take --device auto or cpu"
+        ) from None
     return device
 
 
@@ -100,7 +102,7 @@ class LocalTrainer:
     ledger: of this share's fingerprint; needed unless the privacy mode is `none`. randomness: for noise, sampling,
     order and first weights; a `NoiseSource` of its own if None. Raises ManifestError (the plan costs more than it
     promises, or the model is another one), DataError (bad data, or other data than the manifest's), PrivacyError (no
-    ledger, or predictable noise), TaskError (a model that mixes examples), UsageError (no such device). Not for two
+    ledger, or predictable noise), TaskError (a model that mixes examples), MachineError (no such device). Not for two
     threads at once, but `evaluate` may run beside `train`.
     """
 

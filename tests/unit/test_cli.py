@@ -295,6 +295,14 @@ def test_a_model_is_exported_and_evaluated(tmp_path: Path) -> None:
         assert words in table
 
 
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a card")
+def test_a_device_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    done = p2pnode("join", "--device", "cuda", home=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "'cuda' is not on this machine" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
 def test_lists_the_tasks() -> None:
     done = p2pnode("tasks")
     assert (done.returncode, done.stderr) == (0, "")
