@@ -52,7 +52,9 @@ def found_run(
         "parameters": dict(parameters),
     }
     _settle_privacy(data, changes, unsafe_no_privacy)
-    return build_manifest(data)
+    manifest = build_manifest(data)
+    check_plan(manifest)
+    return manifest
 
 
 def load_run(path: Path, identity: PeerIdentity, *, unsafe_no_privacy: bool) -> tuple[RunManifest, bytes]:
@@ -103,6 +105,32 @@ def check_run(manifest: RunManifest) -> None:
             f"task.schema_digest: found {manifest.task.schema_digest}, must be {expected} for this task and parameters"
         )
     check_promise(manifest.privacy)
+
+
+def check_plan(manifest: RunManifest) -> None:
+    """Check that the run can get to its end: by a goal that can hold, with private steps for all its rounds.
+
+    For whoever makes the run; who joins one is not asked. Raises ManifestError, TaskError.
+    """
+    from p2pnode.config import parse_goal
+    from p2pnode.training.goals import check_goal
+    from p2pnode.training.registry import find_task
+
+    training, privacy = manifest.training, manifest.privacy
+    if training.target_metric:
+        task = find_task(manifest.task.name, manifest.task.parameters)
+        try:
+            check_goal(parse_goal(training.target_metric), getattr(task, "measured", None))
+        except UsageError as error:
+            raise ManifestError(f"training.target_metric: {error}") from None
+    needed = training.target_rounds * (training.local_steps if privacy.mode == "example" else 1)
+    if privacy.mode != "none" and privacy.steps < needed:
+        times = f" x {training.local_steps} local steps" if privacy.mode == "example" else ""
+        raise ManifestError(
+            f"privacy.steps: found {privacy.steps}, but {training.target_rounds} rounds{times} are {needed} private "
+            f"steps: every node's budget would be spent before the end; make the run anew with `p2pnode run create "
+            "--set`, which fits the noise, or lower training.target_rounds"
+        )
 
 
 def check_data(manifest: RunManifest, data_dir: Path | None) -> None:
@@ -208,7 +236,11 @@ def describe(manifest: RunManifest, signature: bytes | None) -> Iterator[str]:
         f"{training.local_steps} local step{'s' if training.local_steps > 1 else ''} of {training.optimizer} a round"
     )
     yield f"training   {steps}, learning rate {training.learning_rate:g}, outer {training.outer.optimizer}"
-    ends = [f"after {training.target_rounds} rounds"] if training.target_rounds else []
+    ends = (
+        [f"after {training.target_rounds} round{'s' if training.target_rounds > 1 else ''}"]
+        if training.target_rounds
+        else []
+    )
     ends += [f"when {training.target_metric}"] if training.target_metric else []
     yield f"ends       {' or '.join(ends) or 'when everybody has left'}"
     if privacy.mode == "none":
@@ -216,7 +248,7 @@ def describe(manifest: RunManifest, signature: bytes | None) -> Iterator[str]:
     else:
         yield (
             f"privacy    {privacy.mode} level: each node spends at most epsilon {privacy.epsilon:g} "
-            f"at delta {privacy.delta:g}, in {privacy.steps} steps"
+            f"at delta {privacy.delta:g}, in {privacy.steps} step{'s' if privacy.steps > 1 else ''}"
         )
         rate = f", sampling rate {privacy.sampling_rate:g}" if privacy.mode == "example" else ""
         yield f"noise      {privacy.noise_multiplier:g} times the clip of {privacy.clip:g}{rate}"

@@ -6,6 +6,7 @@ verification key: nobody needs a directory of keys (libp2p specs, `peer-ids/peer
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -162,10 +163,13 @@ class PeerIdentity:
 
     def save(self, path: Path) -> None:
         """Write the key file with mode 0600, whole or not at all, never over an existing one (StorageError)."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".new")
-        temporary.unlink(missing_ok=True)
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{path.parent}: can't be used as a home ({error.strerror})") from None
+        try:
+            temporary.unlink(missing_ok=True)
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(self.to_libp2p())
@@ -177,7 +181,8 @@ class PeerIdentity:
         except OSError as error:
             raise StorageError(f"{path}: can't be written ({error.strerror})") from None
         finally:
-            temporary.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     @classmethod
     def load_or_create(cls, path: Path) -> PeerIdentity:

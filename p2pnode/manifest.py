@@ -107,7 +107,7 @@ class RosterSection(Section):
     start_with: Annotated[int, Field(ge=1, le=64)] = 1  # contributors that round 1 waits for
     # Seconds that a node which is alone waits for company before each round but the first: or it would spend its
     # privacy budget, and the run's rounds, before anybody has had the time to join.
-    company_wait: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 5.0
+    company_wait: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 30.0
 
 
 class LimitsSection(Section):

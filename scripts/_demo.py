@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from p2pnode.swarm.process import NodeFailed, NodeProcess
+from p2pnode.ui.text import count as count_of
 
 ACCURACY, EPSILON, ROUNDS, SECONDS = 0.94, 8.0, 20, 180.0
 
@@ -75,7 +76,7 @@ def run(folder: Path, count: int, nodes: list[NodeProcess]) -> int:
         elif kind == "round" and event["round"] > shown:
             shown = event["round"]
             print(
-                f"round {shown:2d}  {event['peers']} contributors  {event['voters']} voters  "
+                f"round {shown:2d}  {count_of(event['peers'], 'contributor')}  {count_of(event['voters'], 'voter')}  "
                 f"accuracy {event['accuracy']:.4f}  epsilon {event['epsilon']:.3f}  "
                 f"state {event['state_digest'][:16]}  {event['seconds']:.2f} s"
             )

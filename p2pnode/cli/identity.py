@@ -47,6 +47,8 @@ def export_(output: Path | None, passphrase_file: Path | None, home: Path | None
     else:
         write_new(output, text.encode(), mode=0o600)
         click.echo(f"{found.peer_id.text}: backup written to {output}", err=True)
+    ledgers = home_at(home).ledgers
+    click.echo(f"not in it: what this data's privacy has cost so far; copy the directory {ledgers} too", err=True)
 
 
 @identity.command("import", short_help="Restore a backup.")
@@ -75,6 +77,11 @@ def import_(file: Path, replace: bool, passphrase_file: Path | None, home: Path 
     if aside is not None:
         click.echo(f"the identity that was there is now {aside}", err=True)
     click.echo(peer_of_backup(text).text)
+    click.echo(
+        f"a backup holds no privacy ledger: if this identity trained before, copy its old home's directory ledgers to "
+        f"{node.ledgers}, or what was spent on its data is not counted",
+        err=True,
+    )
 
 
 def _passphrase(file: Path | None, confirm: bool = False) -> str:

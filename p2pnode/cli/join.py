@@ -65,7 +65,9 @@ from p2pnode.cli.options import (
 @threads_option
 @click.option("--rounds", type=Parsed("N", "parse_rounds"), help="Leave after N committed rounds.")
 @click.option(
-    "--until", type=Parsed("METRIC>=X", "parse_goal"), help="Leave when this holds, e.g. 'accuracy>=0.95' (quote it)."
+    "--until",
+    type=Parsed("METRIC>=X", "parse_until", "p2pnode.training.goals"),
+    help="Leave when this holds, e.g. 'accuracy>=0.95' (quote it).",
 )
 @click.option(
     "--for", "for_seconds", type=Parsed("DURATION", "parse_duration"), help="Leave after this time, e.g. 1h30m."
@@ -128,6 +130,10 @@ def join(invite: tuple[str, ...], debug: bool, **options: Any) -> int:
         debug=debug,
         launcher=launcher,
     )
+    if config.work.device not in ("auto", "cpu"):  # at once, not when the run is found or founded
+        from p2pnode.training.local import find_device
+
+        find_device(config.work.device)
     screen = make_screen(config.screen, sys.stdout, label=(config.run.name or "") if pasted else "")
     try:
         from p2pnode.node import run_node

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -13,11 +14,16 @@ import click
 from p2pnode._version import __version__
 
 PROGRAM: Final = "p2pnode"
+MACHINE_FAULTS: Final = frozenset({
+    errno.EACCES, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.ENOTDIR, errno.EPERM,
+    errno.EROFS,
+})  # fmt: skip
 INTERRUPTED: Final = 130  # as shells count it: 128 + SIGINT
 # Name -> module and attribute: a command is imported when it is called, so `p2pnode --help` stays fast.
 COMMANDS: Final = {
     "join": ("p2pnode.cli.join", "join", "Found a run, or join one with its invite, and train."),
     "run": ("p2pnode.cli.run", "run", "Create, sign, show or validate a run's manifest."),
+    "tasks": ("p2pnode.cli.tasks", "tasks", "List the tasks, and what they download."),
     "invite": ("p2pnode.cli.invite", "invite", "Print the invite of the run in this home."),
     "identity": ("p2pnode.cli.identity", "identity", "Show, back up or restore this node's identity."),
     "evaluate": ("p2pnode.cli.results", "evaluate", "Measure a saved model on its held-out data."),
@@ -80,6 +86,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """As `main`, but returns the exit status."""
     debug = "--debug" in arguments
+    if sys.stderr is None:  # closed (`2>&-`): a file that we open must not get its number, and our errors
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    if sys.stdout is None:
+        return _fail("standard output is closed: send it to a file, or to /dev/null", 1, debug)
     try:
         status = cli.main(args=list(arguments), prog_name=PROGRAM, standalone_mode=False)
         sys.stdout.flush()
@@ -99,6 +109,9 @@ def run(arguments: Sequence[str]) -> int:
 
         if isinstance(error, P2PNodeError):
             return _fail(str(error), error.exit_status, debug)
+        if isinstance(error, OSError) and error.errno in MACHINE_FAULTS:
+            where = f"{error.filename}: can't be used" if error.filename else "the output can't be written"
+            return _fail(f"{where} ({error.strerror})", 1, debug)
         text = f"unexpected {type(error).__name__}: {_one_line(str(error))[:300]}"
         return _fail(text if debug else f"{text} (--debug shows where; please report it)", 1, debug)
 
@@ -109,6 +122,10 @@ def _fail(message: str, status: int, debug: bool) -> int:
         import traceback
 
         traceback.print_exc()
+    try:
+        sys.stdout.flush()
+    except (OSError, AttributeError):
+        _silence_stdout()
     try:
         for line in message.splitlines() or [""]:
             print(f"{PROGRAM}: {_printable(line)}", file=sys.stderr)
@@ -135,4 +152,5 @@ def _printable(text: str) -> str:
 
 def _silence_stdout() -> None:
     """Nobody reads our output any more: keep Python from complaining about it at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if sys.stdout is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

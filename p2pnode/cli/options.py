@@ -73,7 +73,17 @@ class TaskName(click.ParamType[str]):
         return [CompletionItem(name) for name in task_names() if name.startswith(incomplete)]
 
 
-PATH = click.Path(path_type=Path)
+class PathType(click.Path):
+    """A path; an empty one is a mistake, such as a variable that is not set, and never "here"."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "":
+            self.fail("found an empty path, must name a file or directory", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = PathType(path_type=Path)
+FOLDER = PathType(exists=True, file_okay=False, path_type=Path)
 
 home_option = click.option(
     "--home",
@@ -83,7 +93,7 @@ home_option = click.option(
     help="Where this node keeps its identity and its runs (also P2PNODE_HOME; default: your data directory).",
 )
 data_dir_option = click.option(
-    "--data-dir", type=PATH, metavar="DIR", help="Folder that holds the data set; else the cache, else a download."
+    "--data-dir", type=FOLDER, metavar="DIR", help="Folder that holds the data set; else the cache, else a download."
 )
 device_option = click.option(
     "--device",

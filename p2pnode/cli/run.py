@@ -74,7 +74,7 @@ def sign(file: Path, unsafe_no_privacy: bool, home: Path | None, debug: bool) ->
 
     It is checked first. Comments of your own are not kept: the file is written anew.
     """
-    from p2pnode.founding import check_run, require_consent
+    from p2pnode.founding import check_plan, check_run, require_consent
     from p2pnode.home import write_atomically
     from p2pnode.identity import PeerIdentity
     from p2pnode.manifest_file import dump_manifest, load_manifest, sign_manifest
@@ -84,6 +84,7 @@ def sign(file: Path, unsafe_no_privacy: bool, home: Path | None, debug: bool) ->
     require_consent(manifest, unsafe_no_privacy)
     signature = sign_manifest(identity, manifest)
     check_run(manifest)
+    check_plan(manifest)
     write_atomically(file, dump_manifest(manifest, signature).encode())
     click.echo(f"signed: run {manifest.run_id}")
 
@@ -109,13 +110,14 @@ def show(file: Path | None, home: Path | None, debug: bool) -> None:
 def validate(file: Path, data_dir: Path | None, debug: bool) -> None:
     """Check the manifest FILE: its fields, its signature, its task, its privacy promise and the data set."""
     from p2pnode.errors import DataError
-    from p2pnode.founding import check_data, check_run
+    from p2pnode.founding import check_data, check_plan, check_run
     from p2pnode.manifest_file import load_manifest, verify_manifest
 
     manifest, signature = load_manifest(file)
     if signature is not None:
         verify_manifest(manifest, signature)
     check_run(manifest)
+    check_plan(manifest)
     notes = [] if signature is not None else ["not signed yet (`p2pnode run sign`)"]
     try:
         check_data(manifest, data_dir)

@@ -17,6 +17,7 @@ from p2pnode.identity import PeerIdentity
 from p2pnode.invite import Invite
 from p2pnode.manifest import RunManifest
 from p2pnode.manifest_file import load_manifest, sign_manifest, verify_manifest
+from p2pnode.node.checking import check_budget
 from p2pnode.node.listening import same_port
 from p2pnode.node.work import Worker
 from p2pnode.replica.outer import buffers
@@ -85,7 +86,7 @@ def found(config: NodeConfig, home: Home, identity: PeerIdentity) -> Run:
     """The run of a manifest file, or a new one with a task's own values. Blocks for seconds.
 
     A run that was founded from this home before is taken up again: founding it anew would sign its first rounds a
-    second time.
+    second time. BudgetSpent if this node could not train in it.
     """
     choice = config.run
     if choice.manifest is not None:
@@ -102,7 +103,10 @@ def found(config: NodeConfig, home: Home, identity: PeerIdentity) -> Run:
         signature = sign_manifest(identity, manifest)
     run = Run(manifest, signature, home.run(manifest.run_id), None)
     before = run.files.taken_part or _remembered(home, manifest.digest)
-    return _taken_up(run, home) if before else run
+    if before:
+        return _taken_up(run, home)
+    check_budget(manifest, home, config.work, identity.peer_id)
+    return run
 
 
 async def fetch(transport: Transport, invite: Invite, home: Home, log: Callable[[str], None]) -> Run:

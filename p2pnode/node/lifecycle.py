@@ -281,9 +281,9 @@ class Node:
         """Why the node leaves after this round; "" if it stays."""
         rounds = self._config.leave.rounds
         if self._target and round_number >= self._target:
-            return f"the run is complete after {self._target} rounds"
+            return f"the run is complete after {self._target} round{'s' if self._target > 1 else ''}"
         if rounds is not None and round_number - self._joined_at >= rounds:
-            return f"{rounds} rounds are committed, as asked with --rounds"
+            return f"{rounds} round{'s are' if rounds > 1 else ' is'} committed, as asked with --rounds"
         return ""
 
     def _stop_at_end(self, round_number: int) -> None:

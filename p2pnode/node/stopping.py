@@ -53,7 +53,8 @@ async def watch_for_stop(
     def on_signal(number: signal.Signals) -> None:
         if stopping.requested() and not stopping.by_itself:
             _end_now(130)
-        stopping.request(f"told to by {number.name}", by_itself=False)
+        reason = "stopped by Ctrl-C" if number == signal.SIGINT else f"told to by {number.name}"
+        stopping.request(reason, by_itself=False)
         # A hung disk or thread must not keep a person waiting; everything durable is fsynced before it is relied on.
         timer = threading.Timer(GRACE_SECONDS, _end_now, (0,))
         timer.daemon = True
@@ -86,7 +87,7 @@ async def _watch_parent(stopping: Stopping, launcher: int | None) -> None:
 
 async def _watch_clock(stopping: Stopping, seconds: float) -> None:
     await asyncio.sleep(seconds)
-    stopping.request(f"{seconds:g} seconds are over, as asked with --for")
+    stopping.request(f"{seconds:g} second{' is' if seconds == 1 else 's are'} over, as asked with --for")
 
 
 def _end_now(status: int) -> None:

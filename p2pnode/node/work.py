@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,7 @@ from p2pnode.errors import DataError
 from p2pnode.home import Home
 from p2pnode.identity import PeerId
 from p2pnode.manifest import RunManifest
+from p2pnode.node.checking import share_of
 from p2pnode.round.contribution import Update
 from p2pnode.wire.round_pb2 import Mechanism
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from p2pnode.privacy.ledger import Ledger
     from p2pnode.training.local import LocalTrainer
 
-DEFAULT_SHARES: Final = 4  # of a task that does not say how many
 T = TypeVar("T")
 
 
@@ -79,7 +79,7 @@ class Worker:
                 f"the data set here is another one than the run's: its digest is {dataset.digest}, and the manifest "
                 f"names {manifest.task.data_digest}; get the run's version of {manifest.task.name}'s data"
             )
-        share = choice.share or Share.of_peer(me, getattr(task, "shares", DEFAULT_SHARES))
+        share = share_of(choice, me, task)
         ledger = None
         if manifest.privacy.mode != "none":
             name = fingerprint(take_share(share, dataset))

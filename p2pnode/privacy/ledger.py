@@ -214,6 +214,10 @@ class Ledger:
         """The epsilon at `delta` of all releases of this data so far, in all runs."""
         return accountant.epsilon(self._mechanisms(), delta)
 
+    def with_one_more(self, mechanism: Mechanism, delta: float) -> float:
+        """The epsilon at `delta` that it would be after one more release. Charges nothing."""
+        return accountant.epsilon(self._mechanisms(mechanism), delta)
+
     def reserve(self, run_id: str, round: int, mechanism: Mechanism, limit: tuple[float, float]) -> float:
         """Charge `mechanism` before its noise is drawn; on return it is on disk. Returns the epsilon spent with it.
 

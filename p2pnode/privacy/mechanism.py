@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from p2pnode.errors import PrivacyError
+from p2pnode.manifest import RunManifest
 
 Mode = Literal["example", "node", "none"]
 
@@ -142,3 +143,13 @@ def from_fields(fields: object) -> Mechanism:
         return maker(**values)
     except TypeError:
         raise PrivacyError(f"a mechanism of kind {kind!r} has other fields than {sorted(values)}") from None
+
+
+def of_round(manifest: RunManifest) -> Mechanism:
+    """What one round of local work releases, as the manifest says it."""
+    privacy = manifest.privacy
+    if privacy.mode == "none":
+        return NoMechanism()
+    if privacy.mode == "node":
+        return Gaussian(privacy.noise_multiplier, 1)
+    return SampledGaussian(privacy.sampling_rate, privacy.noise_multiplier, manifest.training.local_steps)

@@ -17,6 +17,7 @@ from torch import nn
 
 from p2pnode.errors import DataError
 from p2pnode.training.evaluate import classification
+from p2pnode.training.goals import CLASSIFICATION
 from p2pnode.training.registry import read_parameters
 from p2pnode.training.task import Dataset, Evaluation, Split
 
@@ -66,7 +67,8 @@ class Digits:
     """The embedded default task. No parameters."""
 
     name = "digits"
-    summary = "1,797 small handwritten digits that come with the package (seconds to learn, also in private)"
+    summary = "1,797 small handwritten digits, learned in seconds, also in private; downloads nothing"
+    measured = CLASSIFICATION
     shares = 3  # equal parts that the training set is cut into, for a node that does not say which it holds
 
     def __init__(self, parameters: Mapping[str, Any]) -> None:

@@ -119,7 +119,7 @@ def _read_all(source: Source, folders: tuple[Path, ...]) -> dict[str, bytes]:
         if path is None:
             raise DataError(
                 f"{source.title} is not here: {file.name} (or {file.name}.gz) is not in {folders[0]}; "
-                "name the folder that has it with --data-dir, or fetch it with scripts/fetch-data"
+                f"name the folder that has it with --data-dir, or get it from {source.mirrors[0]}/{file.name}.gz"
             )
         found[file.name] = _checked(file, path)
     return found
@@ -162,7 +162,8 @@ def _download(source: Source, file: DataFile, folder: Path) -> None:
         return
     raise DataError(
         f"{source.title} is neither in {folder} nor could it be downloaded ({'; '.join(problems)}); "
-        "put the files there with scripts/fetch-data, or name their folder with --data-dir"
+        f"get them elsewhere ({', '.join(f'{one.name}.gz' for one in source.files)}), and put them there or name their "
+        "folder with --data-dir; in a clone of p2pnode, scripts/fetch-data gets them from npm"
     )
 
 

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from p2pnode.config import Share
-from p2pnode.errors import DataError, ManifestError, PrivacyError, UsageError
+from p2pnode.errors import DataError, MachineError, ManifestError, PrivacyError, UsageError
 from p2pnode.manifest import RunManifest, TrainingSection
 from p2pnode.privacy.accountant import check_promise
 from p2pnode.privacy.ledger import Ledger
-from p2pnode.privacy.mechanism import Gaussian, Mechanism, Released, SampledGaussian
+from p2pnode.privacy.mechanism import Mechanism, Released, of_round
 from p2pnode.privacy.noise import NoiseSource, add_noise
 from p2pnode.training.clipping import ClippedSum, clip_vector
 from p2pnode.training.data import check_split, take_share
@@ -49,7 +49,7 @@ class LocalUpdate:
 
 
 def find_device(text: str = "auto") -> torch.device:
-    """The device to train on: `auto` takes CUDA, else MPS, else the CPU. Raises UsageError if it isn't there."""
+    """The device to train on: `auto` takes CUDA, else MPS, else the CPU. Raises MachineError if it isn't there."""
     if text == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -58,7 +58,9 @@ def find_device(text: str = "auto") -> torch.device:
         device = torch.device(text)
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError):
-        raise UsageError(f"the device {text!r} is not on this machine: use auto, cpu, cuda, cuda:1 or mps") from None
+        raise MachineError(
+            f"the device {text!r} is not on this machine, or this torch can't use it: take --device auto or cpu"
+        ) from None
     return device
 
 
@@ -100,7 +102,7 @@ class LocalTrainer:
     ledger: of this share's fingerprint; needed unless the privacy mode is `none`. randomness: for noise, sampling,
     order and first weights; a `NoiseSource` of its own if None. Raises ManifestError (the plan costs more than it
     promises, or the model is another one), DataError (bad data, or other data than the manifest's), PrivacyError (no
-    ledger, or predictable noise), TaskError (a model that mixes examples), UsageError (no such device). Not for two
+    ledger, or predictable noise), TaskError (a model that mixes examples), MachineError (no such device). Not for two
     threads at once, but `evaluate` may run beside `train`.
     """
 
@@ -192,9 +194,7 @@ class LocalTrainer:
         self._worker.model.train()
         spent = 0.0
         if privacy.mode == "example":
-            spent = self._charge(
-                round, SampledGaussian(privacy.sampling_rate, privacy.noise_multiplier, training.local_steps)
-            )
+            spent = self._charge(round, of_round(self.manifest))
         steps = samples = 0
         losses = norms = 0.0
         for _ in range(training.local_steps):
@@ -206,7 +206,7 @@ class LocalTrainer:
             steps, samples, losses, norms = steps + 1, samples + count, losses + loss, norms + norm
         change = self._worker.vector() - state
         if privacy.mode == "node" and steps:
-            spent = self._charge(round, Gaussian(privacy.noise_multiplier, 1))
+            spent = self._charge(round, of_round(self.manifest))
             change = self._noised(change)
         used = max(samples, 1)
         released = self._released(steps)

@@ -63,6 +63,17 @@ def find_task(name: str, parameters: Mapping[str, bool | int | float | str] | No
         raise TaskError(f"the task {name!r} refused its parameters ({error})") from error
 
 
+def summaries() -> dict[str, str]:
+    """One line on each installed task, for people; for one that can't be loaded, why."""
+    found = {}
+    for name in task_names():
+        try:
+            found[name] = str(getattr(find_task(name), "summary", ""))
+        except P2PNodeError as error:
+            found[name] = f"can't be used: {error}"
+    return found
+
+
 def read_parameters(task: str, given: Mapping[str, Any], known: Mapping[str, Value]) -> dict[str, Value]:
     """`known` (names, with default values) updated by `given`. Raises TaskError for an unknown name or another type."""
     unknown = sorted(set(given) - set(known))

@@ -30,6 +30,7 @@ from p2pnode.transport.channels import Hooks
 from p2pnode.transport.clock import SwarmClock
 from p2pnode.transport.dialling import Dialler
 
+_QUIET_SECONDS: Final = 4.0  # between lines that say that nobody answers
 _DHT_SECONDS: Final = 10.0  # for a whole store or fetch
 
 
@@ -140,6 +141,7 @@ class TransportCore(ABC):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.options.start_deadline
         pause = limits.BACKOFF_FIRST
+        silent_until = loop.time()
         while True:
             reached = await self._dialler.any_of(known)
             if reached or not self._bootstraps:
@@ -147,13 +149,14 @@ class TransportCore(ABC):
             left = deadline - loop.time()
             if left <= 0:
                 break
-            self.options.log(f"no answer yet from {_named(self._bootstraps)}; trying for {left:.0f} s more")
+            if loop.time() >= silent_until:
+                self.options.log(f"no answer yet from {_named(self._bootstraps)}; trying for {left:.0f} s more")
+                silent_until = loop.time() + _QUIET_SECONDS
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2, limits.BACKOFF_MOST)
-        tried = ", ".join(f"{one}/p2p/{peer}" for peer, some in self._bootstraps.items() for one in some)
         raise Unreachable(
-            f"no bootstrap peer answered within {self.options.start_deadline:.0f} s (tried {tried}); "
-            "check that one of them runs and that its address is right, or ask for a newer invite"
+            f"no bootstrap peer answered within {self.options.start_deadline:.0f} s (tried "
+            f"{_named(self._bootstraps)}); check that one of them runs and can be reached, or ask for a newer invite"
         )
 
     async def connect(self, some: Sequence[str]) -> bool:

@@ -21,7 +21,16 @@ from p2pnode.ui.text import (
     format_seconds,
     number,
 )
-from p2pnode.ui.view import RunView, discarded_line, evidence_line, peer_line, rejected_line, resync_line, round_line
+from p2pnode.ui.view import (
+    RunView,
+    discarded_line,
+    evidence_line,
+    peer_line,
+    rejected_line,
+    resync_line,
+    round_line,
+    stopped_line,
+)
 
 QUIET_BETWEEN_ROUNDS: Final = 1.0  # seconds; rounds that come faster share a line
 LONG_WAIT: Final = 3.0  # seconds; shorter waits are not worth a line
@@ -153,7 +162,7 @@ class PlainScreen(Screen):
         elif event in ("result", "stopped"):
             self._flush_rounds()
         if event == "stopped":
-            self._say(f"stopped: {clean(fields.get('reason'))}")
+            self._say(stopped_line(fields))
             self._summary(now)
         elif event == "started":
             self._on_started(fields)

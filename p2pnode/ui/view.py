@@ -140,7 +140,7 @@ class RunView:
     def _on_stopped(self, fields: Mapping[str, Any], now: float) -> None:
         self.stopped = dict(fields)
         self._spent(fields)
-        self._do(f"stopped: {clean(fields.get('reason'))}", now)
+        self._do(stopped_line(fields), now)
 
     def _spent(self, fields: Mapping[str, Any]) -> None:
         epsilon, delta = number(fields.get("epsilon")), number(fields.get("delta"))
@@ -189,6 +189,12 @@ def peer_line(fields: Mapping[str, Any]) -> str:
     """A `peer` event in words."""
     words = {"joined": "joined", "left": "left", "gone": "does not answer any more"}
     return f"peer {short_peer(fields.get('peer'))} {words.get(str(fields.get('change')), clean(fields.get('change')))}"
+
+
+def stopped_line(fields: Mapping[str, Any]) -> str:
+    """A `stopped` event in words."""
+    reason = clean(fields.get("reason"))
+    return reason if reason.startswith("stopped") else f"stopped: {reason}"
 
 
 def round_line(fields: Mapping[str, Any]) -> str:

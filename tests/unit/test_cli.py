@@ -48,6 +48,13 @@ BAD = [
     ["join", INVITE, "--unsafe-no-privacy"],
     ["join", "--task", "digitz"],
     ["join", "--manifest", "/nonexistent/run.toml", "--task", "digits"],
+    ["join", ""],
+    ["join", "--home", ""],
+    ["join", "--data-dir", ""],
+    ["join", "--data-dir", "/nonexistent"],
+    ["join", "--task", "mnist-cnn", "--data-dir", "/nonexistent"],
+    ["run", "create", "--data-dir", "/nonexistent"],
+    ["run", "create", "-o", ""],
     ["join", "--share", "3/2"],
     ["join", "--listen", "localhost:80"],
     ["join", "--announce", "/ip4/192.0.2.1/tcp/0"],
@@ -55,6 +62,11 @@ BAD = [
     ["join", "--threads", "0"],
     ["join", "--rounds", "-1"],
     ["join", "--until", "accuracy"],
+    ["join", "--until", "accuracy>=2"],
+    ["join", "--until", "loss<=-1"],
+    ["join", "--until", "foo>=0.5"],
+    ["run", "create", "--set", "training.target_metric='foo>=0.5'"],
+    ["run", "create", "--set", "training.target_metric='f1>=95'"],
     ["join", "--for", "soon"],
     ["join", "--screen", "neon"],
     ["join", "--name", "\x1b[31m"],
@@ -102,7 +114,7 @@ def test_suggests_what_may_have_been_meant(tmp_path: Path) -> None:
 def test_help_and_version() -> None:
     for arguments in ([], ["join"], ["run"], ["run", "create"], ["run", "sign"], ["run", "show"], ["run", "validate"],
                       ["invite"], ["identity"], ["identity", "show"], ["identity", "export"], ["identity", "import"],
-                      ["evaluate"], ["export"], ["completion"]):  # fmt: skip
+                      ["evaluate"], ["export"], ["completion"], ["tasks"]):  # fmt: skip
         done = p2pnode(*arguments, "--help")
         assert done.returncode == 0
         assert done.stdout.startswith("Usage: p2pnode")
@@ -283,6 +295,21 @@ def test_a_model_is_exported_and_evaluated(tmp_path: Path) -> None:
         assert words in table
 
 
+@pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a card")
+def test_a_device_that_is_not_there_is_said_at_once(tmp_path: Path) -> None:
+    done = p2pnode("join", "--device", "cuda", home=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "'cuda' is not on this machine" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_lists_the_tasks() -> None:
+    done = p2pnode("tasks")
+    assert (done.returncode, done.stderr) == (0, "")
+    for name in ("digits", "mnist-cnn", "mnist-cnn-private", "mnist-deep-cnn", "mnist-mlp"):
+        assert any(line.startswith(f"{name} ") and "downloads" in line for line in done.stdout.splitlines())
+
+
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion(shell: str) -> None:
     done = p2pnode("completion", shell)
@@ -351,3 +378,25 @@ def test_errors_that_are_not_about_what_was_typed_exit_with_1(
     monkeypatch.setattr("p2pnode.home.Home.current", missing)
     assert entry.run(["invite", "--home", str(tmp_path)]) == 1
     assert capsys.readouterr().err == "p2pnode: the disk is on fire?[31m\n"
+
+
+@pytest.mark.parametrize(
+    ("redirected", "words"), [(">&-", "standard output is closed"), ("> /dev/full", "No space left on device")]
+)
+def test_an_output_that_takes_nothing_is_one_line(redirected: str, words: str, tmp_path: Path) -> None:
+    command = f'exec "$0" -m p2pnode identity show --home {tmp_path} {redirected}'
+    done = subprocess.run(["sh", "-c", command, sys.executable], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "report" not in done.stderr
+
+
+@pytest.mark.parametrize("home", ["/dev/null", "/dev/null/home", "/proc/home"])
+def test_a_home_that_can_not_be_written_is_one_line(home: str) -> None:
+    for command in (("identity", "show"), ("run", "create"), ("join", "--for", "1")):
+        done = p2pnode(*command, "--home", home)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr.startswith(f"p2pnode: {home}")
+        assert len(done.stderr.splitlines()) == 1
+        assert "report" not in done.stderr

@@ -13,6 +13,7 @@ import pytest
 from p2pnode.errors import DataError, MachineError, ManifestError, TaskError, UsageError
 from p2pnode.founding import (
     check_data,
+    check_plan,
     check_run,
     describe,
     found_run,
@@ -169,6 +170,12 @@ def test_a_run_of_another_model_data_or_promise_is_refused(digits: RunManifest) 
         check_run(changed("privacy", noise_multiplier=1.0))
     with pytest.raises(TaskError):
         check_run(changed("task", name="other"))
+    with pytest.raises(ManifestError, match=r"found 100, but 40 rounds x 5 local steps are 200"):
+        check_plan(changed("training", target_rounds=40))
+    check_plan(changed("training", target_rounds=10))
+    check_plan(changed("training", target_rounds=0))
+    with pytest.raises(ManifestError, match=r"target_metric.*no measure is called foo; they are loss, accuracy"):
+        check_plan(changed("training", target_metric="foo>=0.5"))
     with pytest.raises(DataError, match="another one"):
         check_data(changed("task", data_digest="00" * 32), None)
 

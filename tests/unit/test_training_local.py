@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from p2pnode.config import Share
-from p2pnode.errors import BudgetSpent, DataError, ManifestError, PrivacyError, UsageError
+from p2pnode.errors import BudgetSpent, DataError, MachineError, ManifestError, PrivacyError, UsageError
 from p2pnode.manifest import PrivacySection, RunManifest, TaskSection, TrainingSection
 from p2pnode.privacy.accountant import calibrate_gaussian
 from p2pnode.privacy.ledger import Ledger
@@ -239,7 +239,7 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, book: Ledger) -> None:
     broken = Split(torch.full_like(DATA.train.inputs, float("nan")), DATA.train.targets)
     with pytest.raises(DataError, match="not finite"):
         make(manifest(), Dataset(broken, DATA.test, DATA.digest, DATA.classes))
-    with pytest.raises(UsageError, match="tpu"):
+    with pytest.raises(MachineError, match="tpu"):
         find_device("tpu")
     with pytest.raises(UsageError, match="threads"):
         local.set_threads(0)
