@@ -145,6 +145,7 @@ class FrameReader(asyncio.BufferedProtocol):
                 self._frame_bytes = length
                 self._frame = bytearray(min(length, max(_FIRST_BYTES, self._filled)))
                 self._frame[: self._filled] = view[at + HEADER_BYTES : self._used]
+                self._grow()  # so much may have come that there is no room left: asyncio gives up a full reader
                 at = self._used
                 break
         self._start = at

@@ -502,11 +502,12 @@ def test_a_bootstrap_that_does_not_answer_is_named(harness: Harness) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        address = f"/ip4/127.0.0.1/tcp/{port}/p2p/{PeerIdentity.generate().peer_id}"
+        peer = PeerIdentity.generate().peer_id
+        address = f"/ip4/127.0.0.1/tcp/{port}/p2p/{peer}"
         lines: list[str] = []
         node = harness.make(options=TransportOptions(bootstraps=[address], start_deadline=1.0, log=lines.append))
         began = time.monotonic()
-        with pytest.raises(Unreachable, match=f"tcp/{port}"):
+        with pytest.raises(Unreachable, match=peer.short):
             await node.start()
         assert time.monotonic() - began < 4
         assert lines

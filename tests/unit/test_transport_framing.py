@@ -6,7 +6,7 @@ import asyncio
 import socket
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from p2pnode.errors import Unreachable
@@ -59,6 +59,7 @@ sizes = st.one_of(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(sizes, min_size=1, max_size=8), st.lists(st.integers(1, 300_000), min_size=1, max_size=6))
+@example(lengths=[65532, 0, 0, 1048576, 0, 0, 0], cuts=[300000])  # a frame begins in the middle of a full buffer
 def test_frames_survive_any_cutting(lengths: list[int], cuts: list[int]) -> None:
     async def test() -> None:
         bodies = [bytes([n + 1]) * length for n, length in enumerate(lengths)]
