@@ -17,7 +17,7 @@ from p2pnode.replica.proposal import Group, check_group, convener_of, least_cont
 from p2pnode.round.accusing import accusations, in_entry, unverified
 from p2pnode.round.asking import ask, want_certificate
 from p2pnode.round.audit import NONCE_BYTES
-from p2pnode.round.auditing import found_false, suspect
+from p2pnode.round.auditing import suspect
 from p2pnode.round.context import Context
 from p2pnode.round.deciding import accept
 from p2pnode.round.effects import Discarded, Persist
@@ -153,8 +153,6 @@ def _jump(c: Context, now: float) -> bool:
 def _stuck(c: Context, group: Group) -> str:
     """Why waiting for this group is pointless; "" if it is not."""
     exchange = c.round.exchange_for(group)
-    if found_false(c, exchange):
-        return "an output is not the aggregate of its rows"
     if exchange.closing is None:
         if group.proposal.sender in c.gone:
             return "its convener is gone"

@@ -70,12 +70,6 @@ def _closing_of(exchange: GroupExchange) -> bytes:
     return exchange.closing.digest if exchange.closing is not None else b""
 
 
-def found_false(c: Context, exchange: GroupExchange) -> bool:
-    """Whether our audit found an output false: nobody honest votes, so there is nothing to wait for."""
-    audit = c.round.audits.get(_closing_of(exchange))
-    return audit is not None and audit.false is not None
-
-
 def suspect(c: Context, exchange: GroupExchange) -> None:
     """The attempt is over, and parts could not be checked: their signers are left out for a while."""
     audit = c.round.audits.get(_closing_of(exchange))

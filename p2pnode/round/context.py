@@ -145,6 +145,8 @@ class Context:
 
     def hope_for(self, peer: PeerId) -> None:
         """`peer` is trying to keep up: wait for it in this round and the next. A few strangers at most."""
+        if peer in self.state.roster.excluded:
+            return
         strangers = sum(other not in self.state.roster.known for other in self.hoped)
         if peer in self.state.roster.known or strangers < self.rules.manifest.limits.newcomers:
             self.hoped.add(peer)
