@@ -15,13 +15,12 @@ from p2pnode.codec.plain import Float32Codec
 from p2pnode.identity import PeerId
 from p2pnode.messages import ENTRY
 from p2pnode.round.frames import Kind
-from p2pnode.round.reduction import Reduction
 from p2pnode.round.rules import Rules
 from p2pnode.swarm.process import NodeProcess
 from p2pnode.training.parameters import schema_of
 from p2pnode.training.registry import find_task
 from p2pnode.wire.envelope_pb2 import Envelope
-from p2pnode.wire.round_pb2 import Chunk, OutputHeader
+from p2pnode.wire.round_pb2 import Chunk
 from tests.support.rogue import Rogue
 from tests.support.swarm import QUICK, Swarm
 
@@ -161,41 +160,6 @@ def test_two_entries_for_one_slot_convict_and_exclude(tmp_path: Path) -> None:
         assert shown.returncode == 0 and me.text in shown.stdout, shown.stderr
         await assert_refused(swarm.nodes[1], "entry-excluded", rogue)
         await assert_refused(swarm.nodes[0], "entry-excluded", rogue)
-
-    attack(tmp_path, fight)
-
-
-def test_a_reducer_that_lies_is_convicted_and_its_lie_never_applied(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    honest = Reduction.aggregate
-    lies = []
-
-    def aggregate(self: Reduction) -> tuple[OutputHeader, bytes] | None:
-        found = honest(self)
-        if found is None:
-            return None
-        header, data = found
-        values = self._rules.decode(self.part, data) + np.float32(0.5)
-        lies.append(header.part)
-        return header, self._rules.encode(self.part, values)
-
-    async def fight(rogue: Rogue, swarm: Swarm) -> None:
-        me = rogue.identity.peer_id
-        while me not in rogue.exchange.machine.state.roster.members:  # noqa: ASYNC110
-            await asyncio.sleep(0.05)
-        monkeypatch.setattr(Reduction, "aggregate", aggregate)  # in this process, so only the rogue's
-        for node in swarm.nodes:
-            event = await asyncio.to_thread(
-                node.wait_for, "evidence", seconds=60, where=lambda event: event["accused"] == me.text
-            )
-            assert event["clause"] == "output-aggregate"
-        assert lies, "the fault fired"
-        for node in swarm.nodes:  # off the roster, for both
-            mark = len(node.events)
-            await asyncio.to_thread(
-                node.wait_for, "round", seconds=30, where=lambda event: event["voters"] == 2, after=mark
-            )
 
     attack(tmp_path, fight)
 

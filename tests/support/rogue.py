@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 
+from p2pnode.errors import NetworkError
 from p2pnode.exchange import BULK, CONTROL, GradientExchange, Journal
 from p2pnode.identity import PeerId, PeerIdentity
 from p2pnode.invite import Invite
 from p2pnode.manifest import RunManifest
 from p2pnode.round.contribution import Update
-from p2pnode.round.effects import Committed
+from p2pnode.round.effects import Behind, Committed
 from p2pnode.round.frames import Kind
 from p2pnode.round.rules import Rules
 from p2pnode.sync import ChainLog, History, SyncClient
@@ -54,6 +56,7 @@ class Rogue:
         self.values = values
         self.heard: list[tuple[PeerId, bytes]] = []
         self._folder = folder
+        self._history: History | None = None
         self._exchange: GradientExchange | None = None
         self._task: asyncio.Task[None] | None = None
         self.manifest: RunManifest | None = None
@@ -67,7 +70,7 @@ class Rogue:
         peers = self.invite.bootstraps
         start = await client.checkpoint(self.invite, self.manifest, peers)
         log = ChainLog(self._folder / "rogue" / "chain.log")
-        history = History(start, log, self.manifest, self.values, 0.0)
+        history = self._history = History(start, log, self.manifest, self.values, 0.0)
         synced = await client.follow(history, self.manifest, self.values, peers, tip_missing=True)
         assert synced is not None
         rules = Rules(self.manifest, self.values)
@@ -94,7 +97,17 @@ class Rogue:
                 outcome = exchange.outcomes.get_nowait()
                 if isinstance(outcome, Committed) and outcome.contributed:
                     self.counted.append(outcome.state.round)
+                if isinstance(outcome, Behind):
+                    await self._catch_up()
             await asyncio.sleep(0.05)
+
+    async def _catch_up(self) -> None:
+        assert self.manifest is not None and self._history is not None
+        with contextlib.suppress(NetworkError):
+            peers = self.invite.bootstraps
+            found = await SyncClient(self.transport).follow(self._history, self.manifest, self.values, peers)
+            if found is not None and found.state.round >= self.exchange.machine.round:
+                self.exchange.adopt(found.state, found.links, lost=0)
 
     @property
     def exchange(self) -> GradientExchange:
