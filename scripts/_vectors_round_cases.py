@@ -207,6 +207,9 @@ def excluded(book: Book) -> None:
     craft = Craft(without, base, Rules(without.run, VALUES))
     entry = frame(Kind.ENTRY, craft.entry(NEWCOMER).raw)
     book.case("excluding-entered", "an entry of one who was excluded", NEWCOMER, entry, "entry-excluded")
+    stale = SlotBase(base.run, 0, base.parent)
+    entry = frame(Kind.ENTRY, craft.entry(NEWCOMER, base=stale).raw)
+    book.case("excluding-entered", "a stale entry of one who was excluded", NEWCOMER, entry, "entry-excluded")
 
 
 def evidence(book: Book, craft: Craft) -> None:

@@ -270,6 +270,12 @@ def _check_entries(
     return entries
 
 
+def check_not_excluded(peer: PeerId, roster: Roster) -> None:
+    """REJECT entry-excluded."""
+    if peer in roster.excluded:
+        raise reject("entry-excluded", f"{peer} broke the protocol, and it was proven")
+
+
 def check_entry(entry: Signed[RoundEntry], roster: Roster, manifest: RunManifest) -> None:
     """Check an entry but for its slot. REJECT entry-form, entry-excluded, entry-lock, entry-admission, entry-idle."""
     message = entry.message
@@ -277,8 +283,7 @@ def check_entry(entry: Signed[RoundEntry], roster: Roster, manifest: RunManifest
     lengths += [field for found in message.evidence for field in (found.digest, found.accused)]
     if any(len(field) != DIGEST_BYTES for field in lengths) or len(message.evidence) > MAX_EVIDENCE:
         raise reject("entry-form")
-    if entry.sender in roster.excluded:
-        raise reject("entry-excluded", f"{entry.sender} broke the protocol, and it was proven")
+    check_not_excluded(entry.sender, roster)
     if message.HasField("lock"):
         lock = message.lock
         if len(lock.closing) != DIGEST_BYTES or len(lock.state_digest) != DIGEST_BYTES:

@@ -30,7 +30,7 @@ from p2pnode.messages import (
     reject,
 )
 from p2pnode.replica.chain import Certified, check_record, decode_record
-from p2pnode.replica.proposal import Group, check_entry, check_group, check_leave
+from p2pnode.replica.proposal import Group, check_entry, check_group, check_leave, check_not_excluded
 from p2pnode.round.accusing import (
     convict,
     hand_out,
@@ -171,6 +171,7 @@ def _on_entry(c: Context, sender: PeerId, payload: bytes, now: float) -> None:
         attempt = check_slot(entry.message.slot, r.base)
     except StaleRound:
         _send_certificate(c, sender, int(entry.message.slot.round), now)
+        check_not_excluded(sender, c.state.roster)  # it may follow the chain, but is refused by name
         c.hope_for(sender)
         raise
     check_entry(entry, c.state.roster, c.rules.manifest)
